@@ -1,0 +1,56 @@
+"""The five lobes: how they are numbered, and what a usable lobe mask is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from algorithm.errors import InputError
+from algorithm.images import Volume, require_same_grid
+
+
+class Lobe(NamedTuple):
+    """One lobe of the lungs."""
+
+    label: int
+    key: str
+    name: str
+
+
+LOBES = (
+    Lobe(1, "lul", "left upper lobe"),
+    Lobe(2, "lll", "left lower lobe"),
+    Lobe(3, "rul", "right upper lobe"),
+    Lobe(4, "rll", "right lower lobe"),
+    Lobe(5, "rml", "right middle lobe"),
+)
+
+NUMBERING = ", ".join(f"{lobe.label} {lobe.name}" for lobe in LOBES)
+
+
+def check_lobes(lobes: Volume, ct: Volume) -> Volume:
+    """Check a lobe mask against its CT; a lobe may be absent.
+
+    Args:
+        lobes: integer labels of `LOBES`, 0 elsewhere.
+        ct: the CT.
+
+    Returns:
+        The mask as uint8, with the CT's geometry.
+
+    Raises:
+        InputError: the mask is on another grid, is empty, or holds labels other than those of `LOBES`.
+    """
+    require_same_grid(lobes, ct, "lobe mask")
+    known = [0, *(lobe.label for lobe in LOBES)]
+    unknown = [int(label) for label in np.unique(lobes.array) if label not in known]
+    if unknown:
+        shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+        raise InputError(
+            f"the lobe mask holds labels {shown}, expected {NUMBERING}; renumber it (lungmask and TotalSegmentator "
+            "number the right middle and right lower lobe the other way round)"
+        )
+    if not lobes.array.any():
+        raise InputError(f"the lobe mask is empty, expected {NUMBERING}")
+    return Volume(lobes.array.astype(np.uint8, copy=False), ct.geometry)

@@ -1,0 +1,68 @@
+"""What is said about a scan: the contract of severity.json."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LobeEntry(_Entry):
+    """One lobe; percent and score are null where the lobe is absent from the lobe mask."""
+
+    name: str
+    label: int = Field(ge=1, le=5)
+    volume_ml: float = Field(ge=0)
+    lesion_ml: float = Field(ge=0)
+    percent: float | None = Field(ge=0, le=100)
+    score: int | None = Field(ge=0, le=5)
+
+
+class ComponentEntry(_Entry):
+    """One connected lesion."""
+
+    subtype: Literal["ground-glass", "consolidation", "mixed"]
+    volume_ml: float = Field(gt=0)
+    mean_hu: float
+    centre_xyz_mm: tuple[float, float, float] = Field(description="centre of mass in patient coordinates (LPS)")
+
+
+class ModelIdentity(_Entry):
+    """Which model made the result."""
+
+    name: str
+    version: str
+    weights_sha256: str
+
+
+class Timings(_Entry):
+    """Seconds spent per step."""
+
+    preprocess_s: float = Field(ge=0)
+    network_s: float = Field(ge=0)
+    postprocess_s: float = Field(ge=0)
+
+
+class SeverityReport(_Entry):
+    """Involvement of each lobe, the scores, and every lesion."""
+
+    schema_version: Literal[1] = 1
+    algorithm_version: str
+    model: ModelIdentity
+    device: str
+    lobes: list[LobeEntry] = Field(min_length=5, max_length=5)
+    total_score: int | None = Field(ge=0, le=25, description="null where a lobe is absent")
+    lesion_ml: float = Field(ge=0)
+    subtype_ml: dict[str, float]
+    components: list[ComponentEntry] = Field(description="largest first")
+    warnings: list[str]
+    timings: Timings
+
+
+def severity_json_schema() -> dict[str, Any]:
+    """The JSON schema of severity.json."""
+    return SeverityReport.model_json_schema()

@@ -1,0 +1,146 @@
+"""Lesion subtypes: each connected lesion takes the subtype of the reference lesions that resemble it."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithm.errors import InputError
+
+SUBTYPES = {1: "ground-glass", 2: "consolidation", 3: "mixed"}
+SHORTLIST = 10
+VOTERS = 5
+SMALLEST_SD_HU = 1.0
+COLUMNS = ("volume_ml", "mean_hu", "sd_hu", "subtype")
+
+
+@dataclass(frozen=True)
+class Components:
+    """Connected lesions of one scan, one array entry each.
+
+    Attributes:
+        labels: (z, y, x), 0 outside lesions, component k + 1 for entry k.
+        volume_ml: volumes.
+        mean_hu: mean HU of the voxels.
+        sd_hu: their standard deviation, at least 1 HU.
+        centre_zyx: centres of mass in voxels, (n, 3).
+    """
+
+    labels: NDArray[np.integer]
+    volume_ml: NDArray[np.float64]
+    mean_hu: NDArray[np.float64]
+    sd_hu: NDArray[np.float64]
+    centre_zyx: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Number of components."""
+        return len(self.volume_ml)
+
+
+@dataclass(frozen=True)
+class ReferenceComponents:
+    """Lesions of known subtype, one array entry each: what the vote compares with."""
+
+    volume_ml: NDArray[np.float64]
+    mean_hu: NDArray[np.float64]
+    sd_hu: NDArray[np.float64]
+    subtype: NDArray[np.uint8]
+
+    @classmethod
+    def read(cls, path: Path) -> ReferenceComponents:
+        """Read the table ``subtypes.csv`` with the columns volume_ml, mean_hu, sd_hu, subtype.
+
+        Raises:
+            InputError: the file or a column is missing, a value is no finite number, or a subtype is unknown.
+        """
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            columns = {name: np.array([float(row[name]) for row in rows]) for name in COLUMNS}
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path.name}: got {error!r}, expected a table with {', '.join(COLUMNS)}") from error
+        if not rows or not all(np.isfinite(values).all() for values in columns.values()):
+            raise InputError(f"{path.name}: got no usable rows, expected at least one row of finite numbers")
+        if not np.isin(columns["subtype"], list(SUBTYPES)).all():
+            raise InputError(f"{path.name}: got an unknown subtype, expected {SUBTYPES}")
+        return cls(
+            volume_ml=columns["volume_ml"],
+            mean_hu=columns["mean_hu"],
+            sd_hu=np.maximum(columns["sd_hu"], SMALLEST_SD_HU),
+            subtype=columns["subtype"].astype(np.uint8),
+        )
+
+
+def find_components(
+    lesions: NDArray[np.bool_], hu: NDArray[np.integer | np.floating], *, voxel_ml: float
+) -> Components:
+    """Connected lesions (26 neighbours) with their volume and the normal distribution of their HU.
+
+    Args:
+        lesions: bool (z, y, x).
+        hu: CT on the same grid.
+        voxel_ml: volume of a voxel.
+    """
+    labels, count = cc3d.connected_components(lesions.astype(np.uint8), connectivity=26, return_N=True)
+    where = labels[lesions].astype(np.int64) - 1
+    values = hu[lesions].astype(np.float64)
+    voxels = np.bincount(where, minlength=count).astype(np.float64)
+    mean = np.bincount(where, weights=values, minlength=count) / voxels
+    variance = np.bincount(where, weights=(values - mean[where]) ** 2, minlength=count) / voxels
+    sd = np.maximum(np.sqrt(variance), SMALLEST_SD_HU)
+    centre = [np.bincount(where, weights=axis, minlength=count) / voxels for axis in np.nonzero(lesions)]
+    return Components(
+        labels=labels, volume_ml=voxels * voxel_ml, mean_hu=mean, sd_hu=sd, centre_zyx=np.stack(centre, axis=1)
+    )
+
+
+def normal_kld(
+    mean_p: NDArray[np.float64] | float,
+    sd_p: NDArray[np.float64] | float,
+    mean_q: NDArray[np.float64] | float,
+    sd_q: NDArray[np.float64] | float,
+) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence KL(p || q) of two normal distributions.
+
+    Source: dRAM paper, Eq. 6, with p the first distribution.
+    """
+    variance_q = np.square(sd_q)
+    return np.asarray(
+        np.log(sd_q)
+        - np.log(sd_p)
+        + (np.square(sd_p) + np.square(np.subtract(mean_p, mean_q))) / (2 * variance_q)
+        - 0.5
+    )
+
+
+def vote(components: Components, reference: ReferenceComponents) -> NDArray[np.uint8]:
+    """Subtype of each component.
+
+    The ten reference lesions nearest in volume are ordered by KL(component || reference); the best five vote with
+    weights 5, 4, 3, 2, 1. A tie goes to the subtype whose best voter has the lower divergence.
+
+    Returns:
+        uint8, one of `SUBTYPES` per component.
+    """
+    subtypes = np.zeros(len(components), dtype=np.uint8)
+    for k in range(len(components)):
+        near = np.argsort(np.abs(reference.volume_ml - components.volume_ml[k]), kind="stable")[:SHORTLIST]
+        divergence = normal_kld(
+            components.mean_hu[k], components.sd_hu[k], reference.mean_hu[near], reference.sd_hu[near]
+        )
+        voters = reference.subtype[near[np.argsort(divergence, kind="stable")[:VOTERS]]]
+        ballots = np.zeros(1 + max(SUBTYPES))
+        np.add.at(ballots, voters, np.arange(VOTERS, VOTERS - len(voters), -1))
+        winners = np.flatnonzero(ballots == ballots.max())
+        subtypes[k] = next(voter for voter in voters if voter in winners)
+    return subtypes
+
+
+def paint(components: Components, subtypes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The label map (z, y, x) in which each component carries its subtype."""
+    return np.concatenate([np.zeros(1, dtype=np.uint8), subtypes])[components.labels]

@@ -1,0 +1,1 @@
+"""Every stage from lobe-wise severity scores to a model directory."""

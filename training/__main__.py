@@ -1,0 +1,107 @@
+"""Command line of training: one sub-command a stage, `run` for all of them.
+
+python -m training phantom --cases 24 --seed 1 --out phantoms
+python -m training run --data phantoms --run runs/first --config smoke
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from algorithm.errors import InputError
+from training.config import load_config, preset_names
+from training.phantom.generate import PhantomOptions, write_phantoms
+from training.run import STAGES, run_all
+from training.segment import Labels, stage_name
+from training.stages import Run, Stage, execute
+
+app = typer.Typer(
+    help="From CT scans with lobe-wise severity scores to a lesion segmenter.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Data = Annotated[Path, typer.Option(help="Directory with cases.csv.")]
+RunDirectory = Annotated[Path, typer.Option("--run", help="Directory of this run; each stage has a folder in it.")]
+Config = Annotated[str, typer.Option(help=f"Settings: a TOML file, or one of the presets {', '.join(preset_names())}.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where networks run.")]
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Option(help="Directory of the new data set.")],
+    cases: Annotated[int, typer.Option(min=1, help="Number of cases.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    validation: Annotated[int, typer.Option(min=0, help="Cases of them for the validation split.")] = 0,
+    test: Annotated[int, typer.Option(min=0, help="Cases of them for the test split.")] = 0,
+    lobe_shapes: Annotated[Path | None, typer.Option(help="Directory of real lobe label maps (*.nii.gz).")] = None,
+    coarseness: Annotated[float, typer.Option(min=0.5, max=6.0, help="Voxel size factor; 2 for quick trials.")] = 1.0,
+    workers: Annotated[int, typer.Option(min=1, help="Cases made at a time.")] = 2,
+) -> None:
+    """Make digital chest phantoms: CT, lobes, lesions by subtype, vessels and scores."""
+    options = PhantomOptions(
+        lobe_shapes=lobe_shapes, coarseness=coarseness, validation=validation, test=test, workers=workers
+    )
+    write_phantoms(cases=cases, seed=seed, out=out, options=options)
+
+
+@app.command()
+def run(
+    data: Data,
+    run_directory: RunDirectory,
+    config: Config = "paper",
+    device: Device = "auto",
+    compare: Annotated[
+        bool, typer.Option(help="Also train the supervised upper bound and compare on the test cases.")
+    ] = False,
+) -> None:
+    """Do all stages in order, leaving out what is done."""
+    sys.exit(run_all(Run(data, run_directory, load_config(config), device), config, with_comparison=compare))
+
+
+@app.command()
+def segment(
+    data: Data,
+    run_directory: RunDirectory,
+    config: Config = "paper",
+    device: Device = "auto",
+    labels: Annotated[Labels, typer.Option(help="reference trains the supervised upper bound.")] = "pseudo",
+) -> None:
+    """Train the final network on pseudo labels, or on reference labels."""
+    stage = next(stage for stage in STAGES if stage.name == stage_name(labels))
+    execute(Run(data, run_directory, load_config(config), device), stage)
+
+
+def _command(stage: Stage) -> Callable[..., None]:
+    def command(data: Data, run_directory: RunDirectory, config: Config = "paper", device: Device = "auto") -> None:
+        execute(Run(data, run_directory, load_config(config), device), stage)
+
+    return command
+
+
+for _stage in STAGES:
+    if _stage.name != "segment":
+        app.command(name=_stage.name, help=_stage.summary)(_command(_stage))
+
+
+def main() -> None:
+    """Run the command line; wrong input ends in one line on stderr and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        sys.exit(_failed(error))
+
+
+def _failed(error: InputError) -> int:
+    print(f"Error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

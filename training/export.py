@@ -1,0 +1,88 @@
+"""Stage export: the model directory that inference loads, and its tarball for the platform.
+
+python -m training export --data DATA --run RUN
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_safetensors
+
+from algorithm.model import (
+    DESCRIPTION,
+    LESION_WEIGHTS,
+    SUBTYPE_TABLE,
+    Architecture,
+    ModelDescription,
+    Preprocessing,
+    load_model,
+    sha256,
+)
+from training.cases import of_split, read_cases
+from training.segment import trained_network
+from training.stages import Run, environment
+
+INTENDED_USE = (
+    "Research on COVID-19 lesions in chest CT. Not a medical device, not for diagnosis or treatment. Trained weakly, "
+    "from lobe-wise severity scores alone; see training and results for the data it has seen."
+)
+
+
+def export(run: Run, folder: Path) -> dict[str, Any]:
+    """Write the model directory ``model/`` and ``model.tar.gz``."""
+    directory = folder / "model"
+    directory.mkdir(exist_ok=True)
+    state = {name: value.contiguous() for name, value in trained_network(run).state_dict().items()}
+    files = {
+        LESION_WEIGHTS: to_safetensors(state),
+        SUBTYPE_TABLE: (run.folder("subtypes") / SUBTYPE_TABLE).read_bytes(),
+    }
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    description = _description(run, {name: sha256(content) for name, content in files.items()})
+    (directory / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    load_model(directory)  # what was written must load
+    _pack(directory, folder / "model.tar.gz")
+    return {"files": description.files}
+
+
+def _description(run: Run, files: dict[str, str]) -> ModelDescription:
+    cases = read_cases(run.data)
+    config = run.config
+    return ModelDescription(
+        name=config.export.name,
+        version=config.export.version,
+        architecture=Architecture(width=config.segment.width),
+        preprocessing=Preprocessing(spacing_mm=config.prepare.scan_spacing_mm),
+        training={
+            "data": config.export.data,
+            "supervision": "lobe-wise severity scores; subtypes from the reference lesions of the validation cases",
+            "cases": {split: len(of_split(cases, split)) for split in ("train", "validation", "test")},
+            "data_sha256": run.record("prepare")["data_sha256"],
+            "settings": config.model_dump(mode="json"),
+            "environment": environment(),
+        },
+        results=_results(run),
+        intended_use=INTENDED_USE,
+        licence=config.export.licence,
+        files=files,
+    )
+
+
+def _results(run: Run) -> dict[str, Any]:
+    """The measurements on the test cases, where they have been made."""
+    done = run.directory / "ablate" / "done.json"
+    return run.record("ablate")["results"] if done.is_file() else {}
+
+
+def _pack(directory: Path, path: Path) -> None:
+    """A tarball whose content lands directly in the platform's model directory."""
+    temporary = path.with_name(path.name + ".tmp")
+    with tarfile.open(temporary, "w:gz") as tar:
+        for file in sorted(directory.iterdir()):
+            tar.add(file, arcname=file.name)
+    os.replace(temporary, path)

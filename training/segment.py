@@ -1,0 +1,165 @@
+"""Stage segment: the final network, a valid-padding 3D U-Net on crops of whole scans.
+
+python -m training segment --data DATA --run RUN                      # on pseudo labels
+python -m training segment --data DATA --run RUN --labels reference   # the supervised upper bound
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from algorithm.errors import InputError
+from algorithm.model import CLASSES
+from algorithm.network import CONTEXT, UNet3D
+from algorithm.segmenter import LESION
+from training.augment import flip, stretch_contrast
+from training.cases import of_split, read_cases
+from training.config import SegmentSettings
+from training.loop import Terms, load_trained, make_fabric, shuffled, train
+from training.losses import bootstrapping_loss
+from training.prepare import PreparedCase, prepared
+from training.stages import Run
+
+Labels = Literal["pseudo", "reference"]
+CLASS_PRIOR = (0.9, 0.02, 0.08)
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A prepared case and the file with its classes, 0 background, 1 vessel, 2 lesion."""
+
+    case: PreparedCase
+    labels: Path
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Input and target of one place in a scan.
+
+    Attributes:
+        image: float32 (n, n, n).
+        labels: int64 (n - 88,) * 3.
+        inside: bool, the same shape, whether the voxel lies in a lobe.
+    """
+
+    image: Tensor
+    labels: Tensor
+    inside: Tensor
+
+
+class SegmentSteps(Dataset[list[Crop]]):
+    """Item k: the crops of step k."""
+
+    def __init__(self, scans: list[LabelledScan], settings: SegmentSettings, seed: int) -> None:
+        """Go through the scans in a new random order every epoch."""
+        self.scans, self.settings, self.seed = scans, settings, seed
+
+    def __getitem__(self, step: int) -> list[Crop]:
+        """Read the crops of a step."""
+        rng = np.random.default_rng([self.seed, 2, step])
+        chosen = shuffled(len(self.scans), self.settings.batch, step, self.seed)
+        return [random_crop(self.scans[i], self.settings, rng) for i in chosen]
+
+
+def segment(run: Run, folder: Path) -> dict[str, Any]:
+    """Train the final network on pseudo labels of the training cases."""
+    return _train(run, folder, "pseudo")
+
+
+def segment_reference(run: Run, folder: Path) -> dict[str, Any]:
+    """Train the final network on reference labels of the training cases: the supervised upper bound."""
+    return _train(run, folder, "reference")
+
+
+def _train(run: Run, folder: Path, labels: Labels) -> dict[str, Any]:
+    settings, seed = run.config.segment, run.config.seed
+    fabric = make_fabric(run.device, settings.precision)
+    fabric.seed_everything(seed, verbose=False)
+    scans = labelled_scans(run, labels)
+
+    def terms(model: nn.Module, crops: list[Crop], step: int) -> Terms:
+        image, target, inside = _batch(crops, np.random.default_rng([seed, 3, step]), fabric.device)
+        return {"bootstrapping": (1.0, bootstrapping_loss(model(image), target, inside, beta=settings.beta))}
+
+    train(fabric, new_network(settings), SegmentSteps(scans, settings, seed), terms, settings, folder)
+    return {"scans": len(scans), "labels": labels}
+
+
+def stage_name(labels: Labels) -> str:
+    """The stage's folder: the upper bound has its own."""
+    return "segment" if labels == "pseudo" else "segment-reference"
+
+
+def new_network(settings: SegmentSettings) -> UNet3D:
+    """The untrained final network."""
+    network = UNet3D(out_channels=len(CLASSES), width=settings.width, padding="valid")
+    network.set_prior(CLASS_PRIOR)
+    return network
+
+
+def trained_network(run: Run, labels: Labels = "pseudo") -> nn.Module:
+    """The final network of a finished stage."""
+    return load_trained(new_network(run.config.segment), run.folder(stage_name(labels)))
+
+
+def labelled_scans(run: Run, labels: Labels) -> list[LabelledScan]:
+    """The training cases with the labels to learn from.
+
+    Raises:
+        InputError: reference labels are asked for and a training case has none.
+    """
+    cases = [prepared(run, case) for case in of_split(read_cases(run.data), "train")]
+    if labels == "pseudo":
+        folder = run.folder("pseudo")
+        return [LabelledScan(case, folder / f"{case.name}_labels.npy") for case in cases]
+    without = [case.name for case in cases if not case.has("scan_classes")]
+    if without:
+        raise InputError(f"reference labels: {', '.join(without)} have none in cases.csv; fill the column lesions")
+    return [LabelledScan(case, case.folder / "scan_classes.npy") for case in cases]
+
+
+def random_crop(scan: LabelledScan, settings: SegmentSettings, rng: np.random.Generator) -> Crop:
+    """A crop centred on a random lesion voxel or, else, on a random lobe voxel."""
+    lobes = scan.case.array("scan_lobes")
+    classes = np.load(scan.labels)
+    lesion = np.flatnonzero(classes == LESION)
+    wants_lesion = rng.random() < settings.lesion_share
+    candidates = lesion if wants_lesion and lesion.size else np.flatnonzero(lobes)
+    centre = np.unravel_index(candidates[rng.integers(candidates.size)], lobes.shape)
+    size, out = settings.crop_size, settings.crop_size - 2 * CONTEXT
+    image = take(scan.case.mapped("scan_image"), centre, size)
+    return Crop(
+        image=torch.from_numpy(image.astype(np.float32)),
+        labels=torch.from_numpy(take(classes, centre, out).astype(np.int64)),
+        inside=torch.from_numpy(take(lobes, centre, out) > 0),
+    )
+
+
+def take(array: NDArray[Any], centre_zyx: tuple[Any, ...], size: int) -> NDArray[Any]:
+    """A cube around a voxel, filled with zeros outside the array."""
+    cube = np.zeros((size,) * 3, dtype=array.dtype)
+    starts = [int(centre) - size // 2 for centre in centre_zyx]
+    source = tuple(slice(max(s, 0), max(min(s + size, n), 0)) for s, n in zip(starts, array.shape, strict=True))
+    target = tuple(slice(part.start - s, part.stop - s) for part, s in zip(source, starts, strict=True))
+    cube[target] = array[source]
+    return cube
+
+
+def _batch(crops: list[Crop], rng: np.random.Generator, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Augment and stack: image (B, 1, n, n, n), labels and inside (B, n - 88, ...)."""
+    images, labels, inside = [], [], []
+    for crop in crops:
+        image, target, lobe = flip([part.to(device) for part in (crop.image, crop.labels, crop.inside)], rng)
+        images.append(stretch_contrast(image, rng)[None])
+        labels.append(target)
+        inside.append(lobe)
+    batch = torch.stack(images).contiguous(memory_format=torch.channels_last_3d)
+    return batch, torch.stack(labels), torch.stack(inside)
