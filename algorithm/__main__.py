@@ -1,0 +1,199 @@
+"""The command line: for people (`segment`), for the platform (`exec`, `serve`), and the report's schema (`schema`)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from algorithm import __version__
+from algorithm.errors import InputError, one_line
+from algorithm.images import Volume, write_labels
+from algorithm.job import INPUT_DIR, OUTPUT_DIR, Segmenter, read_case, run_case, staged_outputs
+from algorithm.report import SeverityReport, severity_json_schema
+
+if TYPE_CHECKING:
+    from algorithm.segmenter import Segmentation
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Device = Literal["auto", "cpu", "cuda"]
+ModelOption = Annotated[Path | None, typer.Option("--model", help="Model directory; default: the built-in one.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="auto takes a GPU where there is one.")]
+MemoryOption = Annotated[float, typer.Option("--memory-gb", min=0.1, help="Memory for the activations of one tile.")]
+InputOption = Annotated[Path, typer.Option("--input-dir", envvar="ALGORITHM_INPUT_DIR", hidden=True)]
+OutputOption = Annotated[Path, typer.Option("--output-dir", envvar="ALGORITHM_OUTPUT_DIR", hidden=True)]
+HostOption = Annotated[str, typer.Option("--host", hidden=True)]
+PortOption = Annotated[int, typer.Option("--port", hidden=True)]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _setup(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Segment COVID-19 lesions on chest CT and score the involvement of each lobe; for research, not for diagnosis."""
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.captureWarnings(True)
+
+
+@app.command()
+def segment(
+    ct: Annotated[Path, typer.Argument(help="CT: .mha, .mhd, .nii, .nii.gz, .nrrd, or a folder of one DICOM series.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
+    lobes: Annotated[Path | None, typer.Option("--lobes", help="Lobe mask on the CT's grid, labels 1 to 5.")] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    memory_gb: MemoryOption = 4.0,
+    nifti: Annotated[bool, typer.Option("--nifti", help="Write lesions.nii.gz too.")] = False,
+) -> None:
+    """Segment one scan: lesions.mha, severity.json and overview.png."""
+    _stop_orderly_on_sigterm()
+    with _reported_errors():
+        with staged_outputs(output) as staging:
+            volume, lobe_mask = read_case(ct, lobes)
+            with _shown_progress() as progress:
+                segmenter = _load(model, device, memory_gb)
+                segmentation = segmenter.segment(volume, lobe_mask, progress=progress)
+            write_labels(segmentation.labels, staging / "lesions.mha")
+            if nifti:
+                write_labels(segmentation.labels, staging / "lesions.nii.gz")
+            (staging / "severity.json").write_text(segmentation.report.model_dump_json(indent=2), encoding="utf-8")
+            _draw(volume, lobe_mask, segmentation, staging / "overview.png")
+        _print_report(segmentation.report)
+
+
+@app.command("exec")
+def execute(
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    memory_gb: MemoryOption = 4.0,
+    input_dir: InputOption = INPUT_DIR,
+    output_dir: OutputOption = OUTPUT_DIR,
+) -> None:
+    """Process the case in /input into /output, once."""
+    _stop_orderly_on_sigterm()
+    with _reported_errors():
+        run_case(_LoadedWhenNeeded(lambda: _load(model, device, memory_gb)), input_dir, output_dir)
+
+
+@app.command()
+def serve(
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    memory_gb: MemoryOption = 4.0,
+    input_dir: InputOption = INPUT_DIR,
+    output_dir: OutputOption = OUTPUT_DIR,
+    host: HostOption = "0.0.0.0",
+    port: PortOption = 4743,
+) -> None:
+    """Load the model, then process the case in /input at each POST to /invoke."""
+    from algorithm import server
+
+    with _reported_errors():
+        served = server.create_app(_load(model, device, memory_gb), input_dir, output_dir)
+        server.serve(served, host=host, port=port)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of severity.json."""
+    print(json.dumps(severity_json_schema(), indent=2))
+
+
+class _LoadedWhenNeeded:
+    """A segmenter that is loaded when a scan has passed its checks, so that bad input is told at once."""
+
+    def __init__(self, load: Callable[[], Segmenter]) -> None:
+        self._load = load
+
+    def segment(
+        self, ct: Volume, lobes: Volume, *, progress: Callable[[str, float], None] | None = None
+    ) -> Segmentation:
+        return self._load().segment(ct, lobes, progress=progress)
+
+
+def _load(model: Path | None, device: Device, memory_gb: float) -> Segmenter:
+    from algorithm.model import find_model  # these import torch, which takes seconds
+    from algorithm.segmenter import LesionSegmenter
+
+    return LesionSegmenter.from_directory(find_model(model), device=device, memory_gb=memory_gb)
+
+
+def _draw(ct: Volume, lobes: Volume, segmentation: Segmentation, path: Path) -> None:
+    from algorithm.overview import draw_overview
+
+    draw_overview(ct, lobes, segmentation, path)
+
+
+def _stop_orderly_on_sigterm() -> None:
+    """Leave no partial output when told to stop, and stop even as a container's first process."""
+
+    def stop(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+@contextmanager
+def _reported_errors() -> Iterator[None]:
+    """Turn an error into one line on stderr, the last, and the exit code: 2 for bad input, 1 for anything else."""
+    try:
+        yield
+    except Exception as error:
+        expected = isinstance(error, InputError)
+        if not expected:
+            traceback.print_exc(file=sys.stdout)
+        sys.stdout.flush()
+        print(one_line(error), file=sys.stderr, flush=True)
+        raise typer.Exit(2 if expected else 1) from error
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("load model", total=1.0)
+        yield lambda step, fraction: bar.update(task, description=step, completed=fraction)
+
+
+def _print_report(report: SeverityReport) -> None:
+    table = Table("lobe")
+    for name in ("volume (ml)", "lesion (ml)", "lesion (%)", "score"):
+        table.add_column(name, justify="right")
+    for lobe in report.lobes:
+        percent, score = _shown(lobe.percent, ".1f"), _shown(lobe.score, "d")
+        table.add_row(lobe.name, f"{lobe.volume_ml:.0f}", f"{lobe.lesion_ml:.1f}", percent, score)
+    table.add_section()
+    table.add_row("total", "", f"{report.lesion_ml:.1f}", "", _shown(report.total_score, "d"))
+    console = Console()
+    console.print(table)
+    for warning in report.warnings:
+        console.print(f"Warning: {warning}")
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m algorithm")

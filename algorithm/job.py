@@ -1,0 +1,106 @@
+"""One case from the platform's input folder to its output folder, and how results appear all at once or not at all."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from algorithm.errors import InputError
+from algorithm.images import Volume, read_ct, read_labels, write_labels
+from algorithm.lobes import NUMBERING, check_lobes
+from algorithm.sockets import LESIONS, LOBES, SEVERITY, read_inputs
+
+if TYPE_CHECKING:
+    from algorithm.segmenter import Segmentation
+
+INPUT_DIR = Path("/input")
+OUTPUT_DIR = Path("/output")
+LESIONS_FILE = f"{LESIONS.relative_path}/output.mha"
+
+log = logging.getLogger(__name__)
+
+
+class Segmenter(Protocol):
+    """What `algorithm.segmenter.LesionSegmenter` does, without its import of torch."""
+
+    def segment(
+        self, ct: Volume, lobes: Volume, *, progress: Callable[[str, float], None] | None = None
+    ) -> Segmentation:
+        """Segment one scan."""
+        ...
+
+
+def run_case(segmenter: Segmenter, input_dir: Path = INPUT_DIR, output_dir: Path = OUTPUT_DIR) -> None:
+    """Read one case, segment it, write its outputs; a failure leaves none, nor those of an earlier case.
+
+    Args:
+        segmenter: does the work.
+        input_dir: holds inputs.json and the sockets' folders; only read.
+        output_dir: gets the outputs of `algorithm.sockets`.
+
+    Raises:
+        InputError: the case cannot be processed, or the output folder cannot be written.
+    """
+    started = time.perf_counter()
+    with staged_outputs(output_dir) as staging:
+        for relative_path in (LESIONS_FILE, SEVERITY.relative_path):
+            (output_dir / relative_path).unlink(missing_ok=True)
+        inputs = read_inputs(input_dir)
+        log.info("case %s", inputs.name)
+        ct, lobes = read_case(inputs.ct, inputs.lobes)
+        segmentation = segmenter.segment(ct, lobes)
+        lesions = staging / LESIONS_FILE
+        lesions.parent.mkdir(parents=True)
+        write_labels(segmentation.labels, lesions)
+        (staging / SEVERITY.relative_path).write_text(segmentation.report.model_dump_json(indent=2), encoding="utf-8")
+    log.info("case %s: done in %.1f s", inputs.name, time.perf_counter() - started)
+
+
+def read_case(ct_path: Path, lobes_path: Path | None) -> tuple[Volume, Volume]:
+    """Read and check a CT and its lobes.
+
+    Raises:
+        InputError: either cannot be used, or there are no lobes.
+    """
+    if lobes_path is None:
+        raise InputError(
+            f"got a CT without lobes: this version needs a lobe mask (socket {LOBES.slug}, or --lobes), "
+            f"labelled {NUMBERING}"
+        )
+    ct = read_ct(ct_path)
+    return ct, check_lobes(read_labels(lobes_path), ct)
+
+
+@contextmanager
+def staged_outputs(output_dir: Path) -> Iterator[Path]:
+    """A folder whose files move to the same places in the output folder at the end, where nothing failed.
+
+    Raises:
+        InputError: the output folder cannot be made or written; this is found out before any work.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.TemporaryDirectory(dir=output_dir, prefix=".partial-")  # same disk: a move is a rename
+    except OSError as error:
+        raise InputError(f"{output_dir}: cannot be written ({error.strerror}), expected a writable folder") from error
+    with staging as name:
+        yield Path(name)
+        _publish(Path(name), output_dir)
+
+
+def _publish(staging: Path, output_dir: Path) -> None:
+    published: list[Path] = []
+    try:
+        for source in sorted(path for path in staging.rglob("*") if path.is_file()):
+            target = output_dir / source.relative_to(staging)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            published.append(source.replace(target))
+    except OSError:
+        for target in published:
+            target.unlink()
+        raise

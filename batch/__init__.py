@@ -1,0 +1,1 @@
+"""Runs the uploaded algorithm over many scans on grand-challenge.org and brings the results home."""

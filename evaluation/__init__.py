@@ -1,0 +1,1 @@
+"""Judges lesion segmentations: overlap per subtype, agreement of severity scores, paired tests between methods."""

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from evaluation.errors import InputError
+from evaluation.masks import Grid, GridMismatchError, read_mask
+
+ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4) % 4
+GRID = Grid((10, 20, 30), (2.0, 0.5, 0.5), (1.0, 2.0, 3.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+
+
+def test_reads_labels_and_grid(tmp_path, write_mask) -> None:
+    mask = read_mask(write_mask(tmp_path / "m.mha", ARRAY), highest_label=3)
+    assert mask.array.dtype == np.uint8
+    assert np.array_equal(mask.array, ARRAY)
+    assert mask.grid.size_zyx == (2, 3, 4)
+    assert mask.grid.spacing_zyx_mm == pytest.approx((1.5, 0.8, 0.7))
+    assert mask.grid.origin_xyz_mm == (-12.5, 7.25, -300.0)
+
+
+def test_corners_agree_with_the_image_library() -> None:
+    angle = np.deg2rad(20)
+    direction = (np.cos(angle), -np.sin(angle), 0, np.sin(angle), np.cos(angle), 0, 0, 0, -1)
+    image = sitk.Image([4, 3, 2], sitk.sitkUInt8)
+    image.SetSpacing((0.7, 0.8, 1.5))
+    image.SetOrigin((5, 6, 7))
+    image.SetDirection(direction)
+    corners = Grid((2, 3, 4), (1.5, 0.8, 0.7), (5, 6, 7), direction).corners_mm()
+    expected = [
+        image.TransformContinuousIndexToPhysicalPoint((x, y, z))
+        for x in (-0.5, 3.5)
+        for y in (-0.5, 2.5)
+        for z in (-0.5, 1.5)
+    ]
+    assert corners == pytest.approx(np.array(expected))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"origin_xyz_mm": (1.0, 2.0, 3.009)}, True),
+        ({"origin_xyz_mm": (1.0, 2.0, 3.011)}, False),
+        ({"spacing_zyx_mm": (2.0, 0.5, 0.5001)}, True),
+        ({"spacing_zyx_mm": (2.0, 0.5, 0.501)}, False),
+        ({"direction": (-1, 0, 0, 0, 1, 0, 0, 0, 1)}, False),
+        ({"size_zyx": (10, 20, 31)}, False),
+    ],
+)
+def test_grids_match_within_a_hundredth_of_a_millimetre(change, expected) -> None:
+    other = Grid(**{**vars(GRID), **change})
+    assert GRID.matches(other) is expected
+    assert other.matches(GRID) is expected
+
+
+def test_another_grid_is_refused_and_both_are_shown(tmp_path, write_mask) -> None:
+    grid = read_mask(write_mask(tmp_path / "a.mha", ARRAY), highest_label=3).grid
+    shifted = write_mask(tmp_path / "b.mha", ARRAY, shift_mm=1.0)
+    with pytest.raises(
+        GridMismatchError, match=r"b.mha: got .*\(-11.5, 8.25, -299\).*expected .*\(-12.5, 7.25, -300\)"
+    ):
+        read_mask(shifted, highest_label=3, grid=grid)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (ARRAY.astype(np.float32), "got voxels of 32-bit float, expected integer labels; cast to uint8"),
+        (ARRAY[0], "got 2 dimensions and 1 channels, expected 3 and 1"),
+        (ARRAY + 1, "got labels 1 to 4, expected 0 to 3"),
+        (ARRAY - 1, "got labels -1 to 2, expected 0 to 3"),
+    ],
+)
+def test_refuses_what_is_no_label_mask(tmp_path, write_mask, array, message) -> None:
+    with pytest.raises(InputError, match=message):
+        read_mask(write_mask(tmp_path / "m.mha", array), highest_label=3)
+
+
+def test_refuses_missing_and_broken_files(tmp_path) -> None:
+    with pytest.raises(InputError, match="m.mha: got no such file"):
+        read_mask(tmp_path / "m.mha", highest_label=3)
+    (tmp_path / "m.mha").write_text("not an image")
+    with pytest.raises(InputError, match="m.mha: got a file that cannot be read"):
+        read_mask(tmp_path / "m.mha", highest_label=3)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+
+from evaluation.errors import InputError
+from evaluation.significance import bonferroni, wilcoxon_signed_rank
+
+
+def enumerated_p(differences: np.ndarray) -> float:
+    """Share of the 2^n sign patterns whose rank sum lies at least as far from its middle as the observed one."""
+    ranks = rankdata(np.abs(differences))
+    middle = ranks.sum() / 2
+    observed = abs(ranks[differences > 0].sum() - middle)
+    sums = [
+        sum(rank for rank, sign in zip(ranks, signs, strict=True) if sign)
+        for signs in product((0, 1), repeat=len(ranks))
+    ]
+    return float(np.mean([abs(total - middle) >= observed - 1e-9 for total in sums]))
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [1, 2, 3, 4, 5],
+        [-1, 2, 3, 4, 5, 6],
+        [3, -1, 4, -2, 5, 9, 7, -6],
+        [1, 1, -1, 2, 3, 3, -3, 4],
+        [1, 1, 1, 1, 1, -1],
+    ],
+    ids=["one side", "one against", "mixed", "ties", "all tied"],
+)
+def test_p_against_enumeration(differences) -> None:
+    result = wilcoxon_signed_rank(differences, [0] * len(differences))
+    assert result.p == pytest.approx(enumerated_p(np.array(differences, dtype=float)))
+    mirrored = wilcoxon_signed_rank([0] * len(differences), differences)
+    assert (mirrored.p, mirrored.statistic) == (pytest.approx(result.p), result.statistic)
+    assert mirrored.median_difference == -result.median_difference
+
+
+def test_five_pairs_on_one_side_by_hand() -> None:
+    result = wilcoxon_signed_rank([1, 2, 3, 4, 5], [0, 0, 0, 0, 0])
+    assert (result.p, result.statistic) == (pytest.approx(2 / 32), 0.0)
+
+
+def test_zeros_are_dropped() -> None:
+    with_zeros = wilcoxon_signed_rank([1, 2, 3, 4, 5, 7, 7], [0, 0, 0, 0, 0, 7, 7])
+    assert (with_zeros.n, with_zeros.n_nonzero) == (7, 5)
+    assert with_zeros.p == pytest.approx(2 / 32)
+    assert with_zeros.median_difference == 2
+
+
+@pytest.mark.parametrize("values", [[], [0.5, 0.5, 0.7]])
+def test_equal_methods_have_no_p(values) -> None:
+    result = wilcoxon_signed_rank(values, values)
+    assert (result.p, result.statistic, result.n_nonzero) == (None, None, 0)
+
+
+def test_refuses_values_that_cannot_be_paired() -> None:
+    with pytest.raises(InputError, match="got 2 and 1 values"):
+        wilcoxon_signed_rank([1, 2], [1])
+    with pytest.raises(InputError, match="not finite"):
+        wilcoxon_signed_rank([1, float("nan")], [1, 2])
+
+
+def test_bonferroni() -> None:
+    assert bonferroni(0.01, comparisons=7) == pytest.approx(0.07)
+    assert bonferroni(0.5, comparisons=3) == 1.0
+    assert bonferroni(None, comparisons=3) is None
+    with pytest.raises(InputError, match="got 0 comparisons"):
+        bonferroni(0.5, comparisons=0)
