@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from algorithm.errors import InputError
-from algorithm.network import SMALLEST_VALID_INPUT
+from algorithm.network import PERIOD, SMALLEST_VALID_INPUT
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,6 +59,12 @@ class RegressSettings(LoopSettings):
     entropy_full: float = Field(0.6, ge=0, le=1, description="fraction of the steps when it has its full weight")
     prior: float = Field(0.1, gt=0, lt=1, description="lesion probability of the untrained network")
 
+    @model_validator(mode="after")
+    def _check_ramp(self) -> Self:
+        if self.entropy_full < self.entropy_start:
+            raise ValueError(f"entropy_full {self.entropy_full} is before entropy_start {self.entropy_start}")
+        return self
+
 
 class PseudoSettings(Settings):
     """Pseudo labels from dRAMs."""
@@ -72,6 +79,13 @@ class SegmentSettings(LoopSettings):
     crop_size: int = Field(132, ge=SMALLEST_VALID_INPUT, description="input voxels per side; 4 (mod 8)")
     beta: float = Field(0.8, ge=0, le=1, description="weight of the pseudo label against the network's own in Eq. 4")
     lesion_share: float = Field(0.5, ge=0, le=1, description="share of crops centred on pseudo lesion")
+
+    @field_validator("crop_size")
+    @classmethod
+    def _check_crop(cls, size: int) -> int:
+        if size % PERIOD != 4:
+            raise ValueError("expected 4 more than a multiple of 8")
+        return size
 
 
 class ExportSettings(Settings):

@@ -104,9 +104,8 @@ def entropy_weight(settings: RegressSettings, step: int) -> float:
 
     Before the interval loss has settled the term drives the map to an empty one, the trivial solution.
     """
-    begin, full = settings.entropy_start * settings.steps, settings.entropy_full * settings.steps
-    risen = 1.0 if step >= full else max(0.0, (step - begin) / (full - begin))
-    return settings.entropy_weight * risen
+    ends = (settings.entropy_start * settings.steps, settings.entropy_full * settings.steps)
+    return settings.entropy_weight * float(np.interp(step, ends, (0.0, 1.0)))
 
 
 def _batch(

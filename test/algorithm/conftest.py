@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from safetensors.torch import save as to_safetensors
 
 from algorithm.images import Geometry, Volume
 from algorithm.lobes import LOBES
+from algorithm.model import Architecture, Model, ModelDescription, Preprocessing, load_model, sha256
+from algorithm.network import UNet3D
 from algorithm.report import LobeEntry, ModelIdentity, SeverityReport, Timings
 
 SIZE_ZYX = (6, 8, 10)
@@ -125,3 +130,39 @@ def _socket_value(slug: str, relative_path: str | None = None, *, key: str = "so
 def socket_value() -> Callable[..., dict[str, Any]]:
     """Makes one entry of inputs.json."""
     return _socket_value
+
+
+@pytest.fixture(scope="session")
+def _tiny_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory as training writes it, with random weights of width 1."""
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("model")
+    weights = to_safetensors(UNet3D(out_channels=3, width=1, padding="valid").state_dict())
+    rows = ["volume_ml,mean_hu,sd_hu,subtype", "5,-550,80,1", "2,-600,60,1", "3,0,40,2", "8,-20,60,2"]
+    files = {"lesion.safetensors": weights, "subtypes.csv": "\n".join(rows).encode()}
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    description = ModelDescription(
+        name="tiny",
+        version="0",
+        architecture=Architecture(width=1),
+        preprocessing=Preprocessing(spacing_mm=1.5),
+        training={},
+        results={},
+        intended_use="tests",
+        licence="Apache-2.0",
+        files={name: sha256(content) for name, content in files.items()},
+    )
+    (directory / "model.json").write_text(description.model_dump_json())
+    return directory
+
+
+@pytest.fixture
+def model_directory(_tiny_model_directory: Path, tmp_path: Path) -> Path:
+    """A copy to tamper with."""
+    return shutil.copytree(_tiny_model_directory, tmp_path / "model")
+
+
+@pytest.fixture
+def tiny_model(_tiny_model_directory: Path) -> Model:
+    return load_model(_tiny_model_directory)

@@ -13,7 +13,9 @@ def test_parameter_counts_are_those_of_the_papers_network():
     assert parameters(UNet3D(out_channels=3)) == 16_318_051
 
 
-@pytest.mark.parametrize("padding, size, expected", [("same", 16, 16), ("same", 24, 24), ("valid", 92, 4), ("valid", 100, 12)])
+@pytest.mark.parametrize(
+    "padding, size, expected", [("same", 16, 16), ("same", 24, 24), ("valid", 92, 4), ("valid", 100, 12)]
+)
 def test_output_size(padding, size, expected):
     with torch.inference_mode():
         output = UNet3D(out_channels=3, width=1, padding=padding).eval()(torch.zeros(1, 1, size, size, size))

@@ -8,7 +8,20 @@ from algorithm.severity import SCORE_INTERVALS, lobe_involvement, score_of_perce
 
 @pytest.mark.parametrize(
     "percent, score",
-    [(0, 0), (0.99, 0), (1, 1), (4.99, 1), (5, 2), (24.99, 2), (25, 3), (49.9, 3), (50, 4), (74.9, 4), (75, 5), (100, 5)],
+    [
+        (0, 0),
+        (0.99, 0),
+        (1, 1),
+        (4.99, 1),
+        (5, 2),
+        (24.99, 2),
+        (25, 3),
+        (49.9, 3),
+        (50, 4),
+        (74.9, 4),
+        (75, 5),
+        (100, 5),
+    ],
 )
 def test_bands_are_lower_inclusive(percent, score):
     assert score_of_percent(percent) == score

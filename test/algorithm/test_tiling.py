@@ -99,5 +99,7 @@ def test_more_memory_never_costs_more_arithmetic():
 
 
 def test_too_little_memory_is_an_error_with_the_least_that_works():
-    with pytest.raises(InputError, match=r"got 0\.10 GB, expected at least 1\.60 GB; allow more memory \(--memory-gb\)"):
+    with pytest.raises(
+        InputError, match=r"got 0\.10 GB, expected at least 1\.60 GB; allow more memory \(--memory-gb\)"
+    ):
         plan_tiles((200, 200, 200), width=32, memory_bytes=1e8)

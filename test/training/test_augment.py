@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+import torch
+
+from training.augment import flip, stretch_contrast
+
+
+def test_flip_turns_all_chunks_alike_and_loses_nothing():
+    rng = np.random.default_rng(0)
+    image = torch.arange(24.0).reshape(1, 1, 2, 3, 4)
+    seen = set()
+    for _ in range(60):
+        first, second = flip([image, image * 2], rng)
+        assert torch.equal(first * 2, second)
+        assert sorted(first.flatten().tolist()) == sorted(image.flatten().tolist())
+        seen.add(tuple(first.flatten().tolist()))
+    assert len(seen) == 8
+
+
+def test_contrast_keeps_range_order_and_background():
+    rng = np.random.default_rng(0)
+    image = torch.linspace(0, 1, 50)
+    changed = 0
+    for _ in range(40):
+        result = stretch_contrast(image, rng)
+        assert result[0] == 0 and result.max() <= 1 and (result.diff() >= 0).all()
+        changed += not torch.equal(result, image)
+    assert 10 < changed < 30
+
+
+def test_contrast_is_the_sigmoid_of_the_paper():
+    """1 / (1 + (m / f)^E) with the m and E that the generator gives."""
+    for seed in range(20):
+        image = torch.tensor([0.2, 0.6])
+        result = stretch_contrast(image, np.random.default_rng(seed))
+        draws = np.random.default_rng(seed)
+        if draws.random() < 0.5:
+            m, e = draws.uniform(0.3, 0.7), draws.uniform(0.5, 2.0)
+            assert result.tolist() == pytest.approx([1 / (1 + (m / f) ** e) for f in (0.2, 0.6)], rel=1e-5)
+        else:
+            assert torch.equal(result, image)
+
+
+def test_same_generator_same_result():
+    image = torch.rand(1, 1, 4, 4, 4)
+    first, second = (stretch_contrast(flip([image], rng)[0], rng) for rng in map(np.random.default_rng, (3, 3)))
+    assert torch.equal(first, second)

@@ -1,0 +1,136 @@
+"""A data directory full of phantoms."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import joblib
+import numpy as np
+import SimpleITK as sitk
+from rich.progress import track
+
+from algorithm.errors import InputError
+from training.phantom.chest import Phantom, PhantomOptions, make_phantom
+from training.phantom.shapes import read_lobe_shape
+
+__all__ = [
+    "COLUMNS",
+    "SCORE_COLUMNS",
+    "Phantom",
+    "PhantomOptions",
+    "make_phantom",
+    "shapes_by_split",
+    "split_of",
+    "write_phantoms",
+]
+
+COLUMNS = ("case", "ct", "lobes", "lul", "lll", "rul", "rll", "rml", "lesions", "vessels", "split")
+SCORE_COLUMNS = {1: "lul", 2: "lll", 3: "rul", 4: "rll", 5: "rml"}
+_VOLUMES = ("ct", "lobes", "lesions", "vessels")
+_SHAPE_SHARES = {"test": 0.2, "validation": 0.1}
+
+
+def split_of(case: int, options: PhantomOptions) -> str:
+    """Test cases come first, then validation, then training: more cases only add training."""
+    if case < options.test:
+        return "test"
+    return "validation" if case < options.test + options.validation else "train"
+
+
+def shapes_by_split(directory: Path, seed: int) -> dict[str, list[Path]]:
+    """Divide the shapes in a directory among the splits, by the seed alone.
+
+    Raises:
+        InputError: if there are fewer than three, one for each split.
+    """
+    paths = sorted(directory.glob("*.nii.gz"))
+    if len(paths) < 3:
+        raise InputError(f"{directory}: expected at least 3 lobe shapes (*.nii.gz), got {len(paths)}")
+    order = [paths[k] for k in np.random.default_rng([seed, 0x5A]).permutation(len(paths))]
+    divided, start = {}, 0
+    for split, share in _SHAPE_SHARES.items():
+        count = max(1, round(share * len(paths)))
+        divided[split] = order[start : start + count]
+        start += count
+    divided["train"] = order[start:]
+    return divided
+
+
+def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions) -> None:
+    """Write a data directory of phantoms; cases that are complete already are kept.
+
+    Case i depends on the seed, on i and on the options other than `workers`, on nothing else.
+
+    Args:
+        cases: number of cases of all splits together.
+        seed: of the whole data set.
+        out: directory: cases.csv, phantom.json and images/<case>/{ct,lobes,lesions,vessels}.mha.
+        options: see there.
+
+    Raises:
+        InputError: if the counts do not fit, shapes are missing, or `out` holds phantoms of other options.
+    """
+    held_out = options.validation + options.test
+    if cases < max(held_out, 1):
+        raise InputError(
+            f"got {cases} cases, expected at least {max(held_out, 1)} ({options.validation} validation, {options.test} "
+            "test): ask for more cases or hold out fewer"
+        )
+    shapes = shapes_by_split(options.lobe_shapes, seed) if options.lobe_shapes is not None else None
+    _claim(out, seed, options)
+    jobs = (
+        joblib.delayed(_write_case)(
+            case, seed, out, options, None if shapes is None else shapes[split_of(case, options)]
+        )
+        for case in range(cases)
+    )
+    results: Iterator[dict[str, str | int]] = joblib.Parallel(n_jobs=options.workers, return_as="generator")(jobs)
+    rows = list(track(results, description="phantoms", total=cases))
+    partial = out / "cases.csv.partial"
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(out / "cases.csv")
+
+
+def _claim(out: Path, seed: int, options: PhantomOptions) -> None:
+    """Refuse a directory that holds phantoms of another seed or other options."""
+    mine = {"seed": seed, **options.model_dump(mode="json", exclude={"workers"})}
+    note = out / "phantom.json"
+    out.mkdir(parents=True, exist_ok=True)
+    if note.exists():
+        theirs = json.loads(note.read_text(encoding="utf-8"))
+        if theirs != mine:
+            raise InputError(f"{out} holds phantoms made with {theirs}, not {mine}: choose an empty directory")
+    note.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_case(
+    case: int, seed: int, out: Path, options: PhantomOptions, shapes: list[Path] | None
+) -> dict[str, str | int]:
+    name = f"p{case:04d}"
+    folder = out / "images" / name
+    scores_file = folder / "scores.json"
+    if not scores_file.exists():
+        rng = np.random.default_rng([seed, case])
+        shape = None if shapes is None else read_lobe_shape(shapes[int(rng.integers(len(shapes)))])
+        phantom = make_phantom(rng, options, shape)
+        partial = folder.with_name(name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for kind in _VOLUMES:
+            image = getattr(phantom, kind).to_sitk()
+            sitk.WriteImage(image, str(partial / f"{kind}.mha"), useCompression=True, compressionLevel=2)
+        scores = {SCORE_COLUMNS[label]: score for label, score in phantom.scores().items()}
+        (partial / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    row: dict[str, str | int] = {"case": name, "split": split_of(case, options)}
+    row |= {kind: f"images/{name}/{kind}.mha" for kind in _VOLUMES}
+    row |= json.loads(scores_file.read_text(encoding="utf-8"))
+    return row
