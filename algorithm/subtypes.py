@@ -143,4 +143,5 @@ def vote(components: Components, reference: ReferenceComponents) -> NDArray[np.u
 
 def paint(components: Components, subtypes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The label map (z, y, x) in which each component carries its subtype."""
-    return np.concatenate([np.zeros(1, dtype=np.uint8), subtypes])[components.labels]
+    painted: NDArray[np.uint8] = np.concatenate([np.zeros(1, dtype=np.uint8), subtypes])[components.labels]
+    return painted

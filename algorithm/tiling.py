@@ -79,7 +79,7 @@ def plan_tiles(shape_zyx: tuple[int, int, int], *, width: int, memory_bytes: flo
     Raises:
         InputError: not even the smallest tile fits.
     """
-    options = [sorted({_rounded(math.ceil(n / count)) for count in range(1, math.ceil(n / PERIOD) + 1)}) for n in shape_zyx]
+    options = [_kept_sizes(n) for n in shape_zyx]
     plans = [TilePlan(shape_zyx, (z, y, x)) for z, y, x in itertools.product(*options)]
     fitting = [p for p in plans if p.input_voxels * width * BYTES_PER_VOXEL_AND_WIDTH <= memory_bytes]
     if not fitting:
@@ -132,8 +132,10 @@ def _axes(plan: TilePlan) -> Iterator[tuple[int, int, int]]:
     return zip(plan.shape_zyx, plan.kept_zyx, plan.counts_zyx, strict=True)
 
 
-def _rounded(kept: int) -> int:
-    return math.ceil(kept / PERIOD) * PERIOD
+def _kept_sizes(voxels: int) -> list[int]:
+    """What a tile may keep along an axis: for each number of tiles the least multiple of 8 that covers the axis."""
+    periods = math.ceil(voxels / PERIOD)
+    return sorted({PERIOD * math.ceil(periods / count) for count in range(1, periods + 1)})
 
 
 def _box(start_zyx: tuple[int, ...], size_zyx: tuple[int, ...]) -> tuple[slice, ...]:

@@ -72,7 +72,8 @@ def _otsu(scan: Scan) -> NDArray[np.bool_]:
     inside = scan.lobes.array > 0
     otsu = sitk.OtsuThresholdImageFilter()
     otsu.Execute(sitk.GetImageFromArray(scan.ct.array[inside][None]))
-    return inside & (scan.ct.array > otsu.GetThreshold())
+    bright: NDArray[np.bool_] = inside & (scan.ct.array > otsu.GetThreshold())
+    return bright
 
 
 def _raw_dram(run: Run, case: Case, scan: Scan) -> NDArray[np.bool_]:

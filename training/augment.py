@@ -29,4 +29,5 @@ def stretch_contrast(image: Tensor, rng: np.random.Generator) -> Tensor:
     if not apply:
         return image
     powered = image**exponent  # f^E / (f^E + m^E) is the same function without the division by f
-    return powered / (powered + middle**exponent)
+    stretched: Tensor = powered / (powered + middle**exponent)
+    return stretched

@@ -138,7 +138,7 @@ def _tiny_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("model")
     weights = to_safetensors(UNet3D(out_channels=3, width=1, padding="valid").state_dict())
-    rows = ["volume_ml,mean_hu,sd_hu,subtype", "5,-550,80,1", "2,-600,60,1", "3,0,40,2", "8,-20,60,2"]
+    rows = ["volume_ml,mean_hu,sd_hu,subtype", "5,-550,80,1", "2,-600,60,1", "3,-100,280,2", "8,-80,250,2"]
     files = {"lesion.safetensors": weights, "subtypes.csv": "\n".join(rows).encode()}
     for name, content in files.items():
         (directory / name).write_bytes(content)

@@ -40,7 +40,7 @@ def network():
 
 
 def test_every_tile_size_and_the_whole_volume_give_the_same_answer(network):
-    shape = (44, 37, 50)
+    shape = (20, 17, 26)
     image = np.random.default_rng(1).random(shape, dtype=np.float32)
     inside = np.ones(shape, dtype=bool)
 
@@ -50,11 +50,11 @@ def test_every_tile_size_and_the_whole_volume_give_the_same_answer(network):
     with torch.inference_mode():
         whole, *tiled = (
             predict_tiled(predict, image, inside, TilePlan(shape, kept), device=CPU)
-            for kept in [(48, 40, 56), (24, 40, 16), (16, 24, 32), (32, 8, 56)]
+            for kept in [(24, 24, 32), (8, 24, 32), (24, 8, 32), (24, 24, 16)]
         )
-    assert whole.std() > 0.05
+    assert whole.std() > 0.005
     for result in tiled:
-        np.testing.assert_allclose(result, whole, atol=2e-5)
+        np.testing.assert_allclose(result, whole, atol=2e-6)
 
 
 def test_starts_off_the_multiples_of_8_would_change_the_answer(network):
