@@ -53,6 +53,7 @@ def _setup(
     """Segment COVID-19 lesions on chest CT and score the involvement of each lobe; for research, not for diagnosis."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.captureWarnings(True)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 @app.command()
