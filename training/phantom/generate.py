@@ -14,6 +14,8 @@ import SimpleITK as sitk
 from rich.progress import track
 
 from algorithm.errors import InputError
+from algorithm.lobes import LOBES
+from training.cases import COLUMNS
 from training.phantom.chest import Phantom, PhantomOptions, make_phantom
 from training.phantom.shapes import read_lobe_shape
 
@@ -28,8 +30,7 @@ __all__ = [
     "write_phantoms",
 ]
 
-COLUMNS = ("case", "ct", "lobes", "lul", "lll", "rul", "rll", "rml", "lesions", "vessels", "split")
-SCORE_COLUMNS = {1: "lul", 2: "lll", 3: "rul", 4: "rll", 5: "rml"}
+SCORE_COLUMNS = {lobe.label: lobe.key for lobe in LOBES}
 _VOLUMES = ("ct", "lobes", "lesions", "vessels")
 _SHAPE_SHARES = {"test": 0.2, "validation": 0.1}
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from algorithm.images import Geometry, Volume
+from algorithm.lobes import LOBES
 from training.phantom.grid import Box, box_around, box_of, corners, crop, isotropic, positions, resample, sampler_onto
 from training.phantom.texture import FloatArray, ramp
 
-LOBE_LABELS = (1, 2, 3, 4, 5)
+LOBE_LABELS = tuple(lobe.label for lobe in LOBES)
 _BLUR_MM = 1.6
 
 
