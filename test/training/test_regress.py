@@ -77,12 +77,12 @@ def test_every_lobe_comes_once_an_epoch():
 
 def test_learning_rate_falls_along_a_cosine():
     rates = [cosine(0.1, fraction) for fraction in np.linspace(0, 1, 5)]
-    assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447, 0.0])
+    assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447, 0.0], abs=1e-6)
 
 
 def test_loss_that_is_not_finite_stops_the_training(phantoms, tiny_config, tmp_path):
     wild = TrainingConfig.model_validate(
-        tiny_config.model_dump() | {"regress": tiny_config.regress.model_dump() | {"learning_rate": 1e38}}
+        tiny_config.model_dump() | {"regress": tiny_config.regress.model_dump() | {"learning_rate": 1e30}}
     )
     run = Run(phantoms, tmp_path, wild, device="cpu")
     execute(run, STAGE["prepare"])
