@@ -63,7 +63,7 @@ def segment(
     lobes: Annotated[Path | None, typer.Option("--lobes", help="Lobe mask on the CT's grid, labels 1 to 5.")] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    memory_gb: MemoryOption = 4.0,
+    memory_gb: MemoryOption = 3.0,
     nifti: Annotated[bool, typer.Option("--nifti", help="Write lesions.nii.gz too.")] = False,
 ) -> None:
     """Segment one scan: lesions.mha, severity.json and overview.png."""
@@ -86,7 +86,7 @@ def segment(
 def execute(
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    memory_gb: MemoryOption = 4.0,
+    memory_gb: MemoryOption = 3.0,
     input_dir: InputOption = INPUT_DIR,
     output_dir: OutputOption = OUTPUT_DIR,
 ) -> None:
@@ -100,7 +100,7 @@ def execute(
 def serve(
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    memory_gb: MemoryOption = 4.0,
+    memory_gb: MemoryOption = 3.0,
     input_dir: InputOption = INPUT_DIR,
     output_dir: OutputOption = OUTPUT_DIR,
     host: HostOption = "0.0.0.0",

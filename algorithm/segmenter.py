@@ -72,7 +72,7 @@ class LesionSegmenter:
         self.network = model.network.to(device).eval()
 
     @classmethod
-    def from_directory(cls, directory: Path, *, device: str = "auto", memory_gb: float = 4.0) -> LesionSegmenter:
+    def from_directory(cls, directory: Path, *, device: str = "auto", memory_gb: float = 3.0) -> LesionSegmenter:
         """Load a model directory.
 
         Args:
