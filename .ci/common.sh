@@ -34,7 +34,7 @@ make_environment() { # DIRECTORY REQUIREMENTS_FILE
   local python=${PYTHON:-python3} stamp
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     die "$("$python" --version 2>&1 || true) is not enough: set PYTHON to Python 3.10 or newer"
-  stamp=$({ "$python" -c 'import sys; print(sys.version, sys.base_prefix)'; cat ./*requirements.txt ./*/requirements.txt constraints.txt; } |
+  stamp=$({ "$python" -c 'import sys; print(sys.version, sys.base_prefix)'; cat ./*requirements*.txt ./*/requirements*.txt constraints.txt; } |
     cksum)
   [ "$stamp" != "$(cat "$1/stamp" 2>/dev/null || true)" ] || return 0
   printf 'installing %s into %s\n' "$2" "$1"

@@ -85,12 +85,6 @@ def covering_grid(geometry: Geometry, *, spacing_mm: float) -> Geometry:
     return _stretched(geometry, (sizes[0], sizes[1], sizes[2]), (spacing_mm,) * 3)
 
 
-def resized_grid(geometry: Geometry, size_zyx: tuple[int, int, int]) -> Geometry:
-    """A grid of another size over exactly the same extent, edge to edge (the spacing changes per axis)."""
-    spacing = [n * s / m for n, s, m in zip(geometry.size_zyx, geometry.spacing_zyx_mm, size_zyx, strict=True)]
-    return _stretched(geometry, size_zyx, (spacing[0], spacing[1], spacing[2]))
-
-
 def resample(volume: Volume, grid: Geometry, interpolation: Interpolation, *, fill: float = 0.0) -> Volume:
     """Sample a volume at the voxel centres of another grid.
 

@@ -24,10 +24,14 @@ PACKAGES = {
 REQUIREMENTS = {"algorithm": "requirements.txt"} | {
     folder: f"{folder}/requirements.txt" for folder in PACKAGES if folder != "algorithm"
 }
+OPTIONAL = {"training": "training/requirements-optional.txt"}
+
+IMPORTED_BY_OTHERS = {"tensorboard"}  # torch.utils.tensorboard needs it
 
 IMPORT_NAMES = {
     "connected-components-3d": "cc3d",
     "lightning-fabric": "lightning_fabric",
+    "pydensecrf2": "pydensecrf",
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
     "simpleitk": "SimpleITK",
@@ -69,6 +73,8 @@ def import_breaches(root: Path, folder: str) -> Iterator[str]:
     allowed = PACKAGES[folder] | (STANDARD_LIBRARY - set(PACKAGES))
     requirements = REQUIREMENTS[folder]
     required = required_packages(root / requirements)
+    if folder in OPTIONAL:
+        required |= required_packages(root / OPTIONAL[folder], follow=False)
     for path in source_files(root, folder):
         for name in sorted(imported_packages(path.read_text()) - allowed):
             place = path.relative_to(root).as_posix()
@@ -102,7 +108,8 @@ def test_the_project_keeps_its_layers() -> None:
 @pytest.mark.parametrize("folder", [folder for folder in PACKAGES if folder != "test"])
 def test_requirements_name_nothing_unused(folder: str) -> None:
     used = set().union(*(imported_packages(path.read_text()) for path in source_files(ROOT, folder)))
-    assert required_packages(ROOT / REQUIREMENTS[folder], follow=False) - used == set()
+    for requirements in (REQUIREMENTS[folder], OPTIONAL.get(folder, REQUIREMENTS[folder])):
+        assert required_packages(ROOT / requirements, follow=False) - used - IMPORTED_BY_OTHERS == set()
 
 
 @pytest.fixture
@@ -111,12 +118,13 @@ def tree(tmp_path: Path) -> Path:
     files = {
         "requirements.txt": "numpy>=1\nSimpleITK>=2 # files\nuvicorn[standard]>=0.3\n",
         "training/requirements.txt": "-r ../requirements.txt\nscikit-learn\n",
+        "training/requirements-optional.txt": "-r requirements.txt\ndask[distributed]\n",
         "evaluation/requirements.txt": "pandas\n",
         "batch/requirements.txt": "gcapi>=0.16,<0.17\n",
         "test/requirements.txt": "-r ../training/requirements.txt\npytest\n",
         "algorithm/images.py": "import os, numpy.typing\nimport SimpleITK as sitk\n",
         "algorithm/server.py": "def serve():\n    import uvicorn\n    from . import images\n",
-        "training/chunks.py": "import sklearn.metrics, evaluation.metrics\nfrom algorithm.images import read\n",
+        "training/chunks.py": "import sklearn.metrics, evaluation.metrics, dask\nfrom algorithm.images import read\n",
         "evaluation/metrics.py": "import pandas\nfrom evaluation import masks\n",
         "batch/client.py": "import gcapi\n",
         "test/algorithm/test_images.py": "import pytest\nimport algorithm.images, batch.client\n",

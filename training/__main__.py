@@ -1,7 +1,7 @@
 """Command line of training: one sub-command a stage, `run` for all of them.
 
 python -m training phantom --cases 24 --seed 1 --out phantoms
-python -m training run --data phantoms --run runs/first --config smoke
+python -m training run --data phantoms --run-dir runs/first --config smoke
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from typing import Annotated, Literal
 import typer
 
 from algorithm.errors import InputError
+from training.benchmark import benchmark as run_benchmark
 from training.config import load_config, preset_names
+from training.importers.command import app as importers
+from training.nnunet import export_nnunet
+from training.parallel import Workers, default_workers
 from training.phantom.generate import PhantomOptions, write_phantoms
 from training.run import STAGES, run_all
 from training.segment import Labels, stage_name
@@ -28,9 +32,12 @@ app = typer.Typer(
 )
 
 Data = Annotated[Path, typer.Option(help="Directory with cases.csv.")]
-RunDirectory = Annotated[Path, typer.Option("--run", help="Directory of this run; each stage has a folder in it.")]
+RunDirectory = Annotated[Path, typer.Option("--run-dir", help="Directory of this run; each stage has a folder in it.")]
 Config = Annotated[str, typer.Option(help=f"Settings: a TOML file, or one of the presets {', '.join(preset_names())}.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where networks run.")]
+Count = Annotated[int, typer.Option("--workers", min=1, help="Scans worked on, or read ahead for a GPU, at a time.")]
+WORKERS = default_workers()
+Dask = Annotated[str | None, typer.Option(help="Address of a Dask scheduler, tcp://..., for the work over scans.")]
 
 
 @app.command()
@@ -40,13 +47,19 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     validation: Annotated[int, typer.Option(min=0, help="Cases of them for the validation split.")] = 0,
     test: Annotated[int, typer.Option(min=0, help="Cases of them for the test split.")] = 0,
+    healthy: Annotated[int, typer.Option(min=0, help="Training cases without lesions, to learn vessels from.")] = 0,
     lobe_shapes: Annotated[Path | None, typer.Option(help="Directory of real lobe label maps (*.nii.gz).")] = None,
     coarseness: Annotated[float, typer.Option(min=0.5, max=6.0, help="Voxel size factor; 2 for quick trials.")] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="Cases made at a time.")] = 2,
 ) -> None:
     """Make digital chest phantoms: CT, lobes, lesions by subtype, vessels and scores."""
     options = PhantomOptions(
-        lobe_shapes=lobe_shapes, coarseness=coarseness, validation=validation, test=test, workers=workers
+        lobe_shapes=lobe_shapes,
+        coarseness=coarseness,
+        validation=validation,
+        test=test,
+        healthy=healthy,
+        workers=workers,
     )
     write_phantoms(cases=cases, seed=seed, out=out, options=options)
 
@@ -55,36 +68,75 @@ def phantom(
 def run(
     data: Data,
     run_directory: RunDirectory,
-    config: Config = "paper",
+    config: Config = "default",
     device: Device = "auto",
+    workers: Count = WORKERS,
+    dask: Dask = None,
     compare: Annotated[
-        bool, typer.Option(help="Also train the supervised upper bound and compare on the test cases.")
+        bool,
+        typer.Option(help="Also train baseline, ablations and upper bound; compare on the test cases."),
     ] = False,
 ) -> None:
     """Do all stages in order, leaving out what is done."""
-    sys.exit(run_all(Run(data, run_directory, load_config(config), device), config, with_comparison=compare))
+    this = Run(data, run_directory, load_config(config), device, Workers(workers, dask))
+    sys.exit(run_all(this, config, with_comparison=compare))
 
 
 @app.command()
 def segment(
     data: Data,
     run_directory: RunDirectory,
-    config: Config = "paper",
+    config: Config = "default",
     device: Device = "auto",
+    workers: Count = WORKERS,
+    dask: Dask = None,
     labels: Annotated[Labels, typer.Option(help="reference trains the supervised upper bound.")] = "pseudo",
 ) -> None:
     """Train the final network on pseudo labels, or on reference labels."""
     stage = next(stage for stage in STAGES if stage.name == stage_name(labels))
-    execute(Run(data, run_directory, load_config(config), device), stage)
+    execute(Run(data, run_directory, load_config(config), device, Workers(workers, dask)), stage)
+
+
+@app.command()
+def nnunet(
+    data: Data,
+    run_directory: RunDirectory,
+    out: Annotated[Path, typer.Option(help="nnU-Net's raw folder (nnUNet_raw).")],
+    config: Config = "default",
+    labels: Annotated[Labels, typer.Option(help="Labels to learn from.")] = "reference",
+    dataset: Annotated[int, typer.Option(min=1, max=999, help="nnU-Net's number of the data set.")] = 501,
+    name: Annotated[str, typer.Option(help="nnU-Net's name of the data set.")] = "CovidLesions",
+) -> None:
+    """Export the data in nnU-Net v2's raw format, to train nnU-Net beside this project's networks."""
+    export_nnunet(Run(data, run_directory, load_config(config)), out, dataset_id=dataset, name=name, labels=labels)
+
+
+@app.command()
+def benchmark(
+    device: Device = "auto",
+    width: Annotated[int, typer.Option(min=1, help="Filters of the first convolution.")] = 16,
+    chunk_size: Annotated[int, typer.Option(min=16, help="Voxels per side; a multiple of 8.")] = 80,
+    batch: Annotated[int, typer.Option(min=1, help="Chunks per step.")] = 2,
+) -> None:
+    """Print what the dense CRF and the reading of data cost beside the network."""
+    run_benchmark(device=device, width=width, chunk_size=chunk_size, batch=batch)
 
 
 def _command(stage: Stage) -> Callable[..., None]:
-    def command(data: Data, run_directory: RunDirectory, config: Config = "paper", device: Device = "auto") -> None:
-        execute(Run(data, run_directory, load_config(config), device), stage)
+    def command(
+        data: Data,
+        run_directory: RunDirectory,
+        config: Config = "default",
+        device: Device = "auto",
+        workers: Count = WORKERS,
+        dask: Dask = None,
+    ) -> None:
+        execute(Run(data, run_directory, load_config(config), device, Workers(workers, dask)), stage)
 
     return command
 
 
+app.add_typer(importers, name="import")
 for _stage in STAGES:
     if _stage.name != "segment":
         app.command(name=_stage.name, help=_stage.summary)(_command(_stage))

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import csv
+import io
+import re
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
-import pandas as pd
+import numpy as np
+import SimpleITK as sitk
 
 from algorithm.errors import InputError
-from algorithm.images import Volume, read_ct, read_labels, require_same_grid, to_canonical
+from algorithm.images import IMAGE_IO, Geometry, Volume, read_ct, read_labels, require_same_grid, to_canonical
+from algorithm.integrity import require_sound_header, require_sound_metaimage
 from algorithm.lobes import LOBES, check_lobes
+from algorithm.subtypes import SUBTYPES
 
 Split = Literal["train", "validation", "test"]
 TABLE = "cases.csv"
 FILES = ("ct", "lobes", "lesions", "vessels")
 COLUMNS = ("case", "ct", "lobes", *(lobe.key for lobe in LOBES), "lesions", "vessels", "split")
+UNKNOWN_SUBTYPE = 4
+"""Label of a lesion whose subtype nobody stated, beside those of `algorithm.subtypes.SUBTYPES`."""
+
+_SCORES = ("", "0", "1", "2", "3", "4", "5")
+_SHOWN_PROBLEMS = 20
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.+ -]{0,98}[a-z0-9_+-])?(?<!\.json)(?<!\.tmp)", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -24,11 +36,12 @@ class Case:
     """One row of cases.csv.
 
     Attributes:
-        name: unique name.
+        name: unique, and usable as a file name.
         ct: path of the CT.
         lobes: path of the lobe labels.
         scores: score 0 to 5 by lobe label; a lobe that was not scored is absent.
-        lesions: path of reference lesion labels (1 ground-glass, 2 consolidation, 3 mixed) where known.
+        lesions: path of reference lesion labels (1 ground-glass, 2 consolidation, 3 mixed, 4 of unknown subtype) where
+            known.
         vessels: path of a vessel mask where known.
         split: what the case is for.
     """
@@ -44,7 +57,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Scan:
-    """A case's images in LPS order on the CT's grid."""
+    """A case's images in LPS order on the CT's grid, (z, y, x).
+
+    Attributes:
+        ct: HU, int16, or float32 where the file holds fractions.
+        lobes: uint8, labels of `algorithm.lobes.LOBES`.
+        lesions: uint8, as in `Case`; None where unknown.
+        vessels: uint8, 1 in vessels; None where unknown.
+    """
 
     ct: Volume
     lobes: Volume
@@ -52,38 +72,43 @@ class Scan:
     vessels: Volume | None
 
 
+class _Row(NamedTuple):
+    """A row as it stands in the table."""
+
+    line: int
+    length: int | None  # number of values, where it is not that of the columns
+    values: dict[str, str]  # by column, without surrounding white space
+
+
 def read_cases(data: Path) -> list[Case]:
-    """Read and check cases.csv.
+    """Read and check cases.csv; of the images, the headers are read, but no voxels.
 
     Args:
         data: the directory that holds it.
 
     Raises:
-        InputError: all problems of the table together, with line numbers.
+        InputError: all problems of the table and the images' grids together, with line numbers.
     """
     path = data / TABLE
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; expected the table of cases (see README, training data)") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: got {error}, expected comma-separated values") from error
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise InputError(f"{path}: columns missing: {', '.join(missing)}; expected {','.join(COLUMNS)}")
-    problems: list[str] = []
-    cases = []
-    for line, row in enumerate(table.to_dict("records"), start=2):
-        found = _problems({str(k): str(v) for k, v in row.items()}, data)
-        problems += [f"line {line}: {problem}" for problem in found]
-        if not found:
-            cases.append(_case({str(k): str(v) for k, v in row.items()}, data))
-    problems += [f"case {name} occurs {n} times" for name, n in Counter(table["case"]).items() if n > 1]
-    if not problems:
-        problems = _problems_of_all(cases)
+    rows = _read_rows(path)
+    found = [(row.line, problem) for row in rows for problem in _problems(row, data)]
+    found += _repetitions([row for row in rows if row.length is None], data)
+    problems = [f"line {line}: {problem}" for line, problem in sorted(found, key=itemgetter(0))]
     if problems:
-        raise InputError(f"{path}: {len(problems)} problems: " + "; ".join(problems))
+        raise all_problems(str(path), problems)
+    cases = [_case(row.values, data) for row in rows]
+    if lacks := _what_training_lacks(cases):
+        raise InputError(f"{path}: {lacks}")
     return cases
+
+
+def all_problems(where: str, problems: list[str]) -> InputError:
+    """One error of several problems: a line each, of the first 20, and how many there are."""
+    if len(problems) == 1:
+        return InputError(f"{where}: {problems[0]}")
+    left = len(problems) - _SHOWN_PROBLEMS
+    more = [f"and {left} more"] if left > 0 else []
+    return InputError("\n  ".join([f"{where}: {len(problems)} problems", *problems[:_SHOWN_PROBLEMS], *more]))
 
 
 def of_split(cases: list[Case], split: Split) -> list[Case]:
@@ -95,59 +120,178 @@ def read_scan(case: Case) -> Scan:
     """Load the images of a case.
 
     Raises:
-        InputError: an image is unusable or lies on another grid.
+        InputError: an image is unusable or lies on another grid, or holds labels that are not expected.
     """
     ct = read_ct(case.ct)
-    lobes = check_lobes(read_labels(case.lobes), ct)
+    try:
+        lobes = check_lobes(read_labels(case.lobes), ct)
+    except InputError as error:
+        raise InputError(f"case {case.name}: {error}") from error
     absent = [lobe.name for lobe in LOBES if lobe.label in case.scores and not (lobes.array == lobe.label).any()]
     if absent:
         raise InputError(f"case {case.name}: {', '.join(absent)} has a score but no voxel in {case.lobes.name}")
     return Scan(
         ct=to_canonical(ct),
         lobes=to_canonical(lobes),
-        lesions=_labels(case.lesions, ct, "lesions"),
-        vessels=_labels(case.vessels, ct, "vessels"),
+        lesions=None if case.lesions is None else _read_lesions(case.lesions, ct),
+        vessels=None if case.vessels is None else _read_vessels(case.vessels, ct),
     )
 
 
-def _labels(path: Path | None, ct: Volume, what: str) -> Volume | None:
-    if path is None:
-        return None
-    labels = read_labels(path)
-    require_same_grid(labels, ct, what)
-    return to_canonical(labels)
+def _read_lesions(path: Path, ct: Volume) -> Volume:
+    lesions = read_labels(path)
+    require_same_grid(lesions, ct, f"lesion mask {path.name}")
+    if lesions.array.min() < 0 or lesions.array.max() > UNKNOWN_SUBTYPE:
+        known = {**SUBTYPES, UNKNOWN_SUBTYPE: "of unknown subtype"}
+        raise InputError(f"{path}: got lesion labels {np.unique(lesions.array).tolist()}, expected 0 and {known}")
+    return to_canonical(lesions.with_array(lesions.array.astype(np.uint8, copy=False)))
 
 
-def _problems(row: dict[str, str], data: Path) -> list[str]:
-    problems = [f"{name} is empty" for name in ("case", "ct", "lobes") if not row[name]]
-    problems += [f"{name}: no file {row[name]}" for name in FILES if row[name] and not (data / row[name]).exists()]
-    problems += [
-        f"{lobe.key}: got score {row[lobe.key]!r}, expected 0 to 5 or nothing"
-        for lobe in LOBES
-        if row[lobe.key] not in ("", "0", "1", "2", "3", "4", "5")
+def _read_vessels(path: Path, ct: Volume) -> Volume:
+    vessels = read_labels(path)
+    require_same_grid(vessels, ct, f"vessel mask {path.name}")
+    return to_canonical(vessels.with_array((vessels.array > 0).astype(np.uint8)))
+
+
+def _read_rows(path: Path) -> list[_Row]:
+    """The rows of the table that are not blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; expected the table of cases (see README, training data)") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: got {error}, expected UTF-8; save the table as CSV in UTF-8") from error
+    reader = csv.reader(io.StringIO(text), strict=True)
+    try:
+        lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: got {error}, expected comma-separated values") from error
+    lines = [(line, values) for line, values in lines if any(values)]
+    header = lines[0][1] if lines else []
+    _require_columns(header, path)
+    return [
+        _Row(line, None if len(values) == len(header) else len(values), dict(zip(header, values, strict=False)))
+        for line, values in lines[1:]
     ]
-    if row["split"] not in get_args(Split):
-        problems.append(f"split: got {row['split']!r}, expected one of {', '.join(get_args(Split))}")
+
+
+def _require_columns(header: list[str], path: Path) -> None:
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise InputError(f"{path}: its columns are separated by {name}, expected commas; save it with commas")
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise InputError(f"{path}: columns missing: {', '.join(missing)}; expected {','.join(COLUMNS)}")
+    repeated = [name for name in COLUMNS if header.count(name) > 1]
+    if repeated:
+        raise InputError(f"{path}: got the columns {', '.join(repeated)} more than once; remove or rename one of each")
+
+
+def _problems(row: _Row, data: Path) -> list[str]:
+    """What is wrong with a row by itself."""
+    values = row.values
+    if row.length is not None:
+        return [f"got {row.length} values, expected one for each column of the first line; put commas or quotes right"]
+    problems = []
+    if not _NAME.fullmatch(values["case"]):
+        problems.append(
+            f"case: got {values['case']!r}, expected a name for files: at most 100 letters, digits, spaces, _, -, + "
+            "and ., beginning with a letter, digit or _, ending in no space, dot, .json or .tmp"
+        )
+    problems += [
+        f"{lobe.key}: got score {values[lobe.key]!r}, expected 0, 1, 2, 3, 4, 5 or nothing"
+        for lobe in LOBES
+        if values[lobe.key] not in _SCORES
+    ]
+    if values["split"] not in get_args(Split):
+        problems.append(f"split: got {values['split']!r}, expected one of {', '.join(get_args(Split))}")
+    return problems + _image_problems(values, data)
+
+
+def _image_problems(values: dict[str, str], data: Path) -> list[str]:
+    problems = [f"{name} is empty" for name in ("ct", "lobes") if not values[name]]
+    grids = {}
+    for name in FILES:
+        try:
+            grids[name] = _read_grid(data / values[name], name) if values[name] else None
+        except InputError as error:
+            problems.append(f"{name}: {error}")
+    ct = grids.pop("ct", None)
+    for name, grid in grids.items():
+        try:
+            if ct is not None and grid is not None:
+                require_same_grid(grid, ct, f"image in column {name}")
+        except InputError as error:
+            problems.append(str(error))
     return problems
 
 
-def _case(row: dict[str, str], data: Path) -> Case:
+def _read_grid(path: Path, column: str) -> Volume | None:
+    """The grid that the header of an image states, without voxels; None for a DICOM series, whose files state it."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.is_dir() and column == "ct":
+        return None
+    suffix = next((suffix for suffix in IMAGE_IO if path.name.lower().endswith(suffix)), None)
+    if suffix is None or path.is_dir():
+        raise InputError(f"{path}: expected an image file ({', '.join(IMAGE_IO)}), or for a CT a DICOM folder")
+    if suffix.startswith(".mh"):
+        require_sound_metaimage(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(IMAGE_IO[suffix])
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{path}: no {suffix} header, or image axes not at right angles; save it again") from error
+    require_sound_header(reader, path)
+    grid = Geometry.of(reader)  # type: ignore[arg-type] # it answers what an image answers
+    return Volume(np.empty((0, 0, 0)), grid)
+
+
+def _repetitions(rows: list[_Row], data: Path) -> list[tuple[int, str]]:
+    """Lines of rows that take another's case, or its scan for another split, and what is wrong with them."""
+    problems = []
+    of_name: dict[str, _Row] = {}
+    of_ct: dict[Path, _Row] = {}
+    for row in rows:
+        name, split = row.values["case"], row.values["split"]
+        namesake = of_name.setdefault(name.casefold(), row)
+        if namesake is not row:
+            problems.append((row.line, f"case {name} is also on line {namesake.line}{_clash(row, namesake)}"))
+        other = of_ct.setdefault((data / row.values["ct"]).resolve(), row)
+        if other is not namesake and other.values["split"] != split and row.values["ct"]:
+            elsewhere = f"on line {other.line} it is for {other.values['split']}"
+            problems.append((row.line, f"ct {row.values['ct']} is for {split}, but {elsewhere}"))
+    return problems
+
+
+def _clash(row: _Row, namesake: _Row) -> str:
+    if row.values["case"] != namesake.values["case"]:
+        return f" as {namesake.values['case']}; where capitals do not count, their files would be the same"
+    if row.values["split"] != namesake.values["split"]:
+        return f", for {namesake.values['split']} instead of {row.values['split']}"
+    return ""
+
+
+def _case(values: dict[str, str], data: Path) -> Case:
     return Case(
-        name=row["case"],
-        ct=data / row["ct"],
-        lobes=data / row["lobes"],
-        scores={lobe.label: int(row[lobe.key]) for lobe in LOBES if row[lobe.key]},
-        lesions=data / row["lesions"] if row["lesions"] else None,
-        vessels=data / row["vessels"] if row["vessels"] else None,
-        split=row["split"],  # type: ignore[arg-type]
+        name=values["case"],
+        ct=data / values["ct"],
+        lobes=data / values["lobes"],
+        scores={lobe.label: int(values[lobe.key]) for lobe in LOBES if values[lobe.key]},
+        lesions=data / values["lesions"] if values["lesions"] else None,
+        vessels=data / values["vessels"] if values["vessels"] else None,
+        split=values["split"],  # type: ignore[arg-type]
     )
 
 
-def _problems_of_all(cases: list[Case]) -> list[str]:
+def _what_training_lacks(cases: list[Case]) -> str:
+    """Why no network can be trained on these cases; empty if it can."""
     train = of_split(cases, "train")
     if not train:
-        return ["no case with split train"]
+        return "no case with split train"
     scores = {score for case in train for score in case.scores.values()}
     if not scores:
-        return ["no lobe of a training case has a score"]
-    return [] if scores - {0} else ["no training case with a lesion: every score is 0"]
+        return "no lobe of a training case has a score"
+    return "" if scores - {0} else "no training case with a lesion: every score is 0"

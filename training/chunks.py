@@ -1,8 +1,9 @@
-"""Lobe chunks: cut around a lobe, resized to a cube for the network, and the way back to the scan."""
+"""Lobe chunks, cut around a lobe and resized to a cube for the network; cubes cut out of a scan."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from algorithm.preprocess import (
     margin_voxels,
     masked_intensity,
     resample,
-    resized_grid,
 )
 
 
@@ -55,38 +55,37 @@ def cut_lobe(ct: Volume, lobes: Volume, label: int, *, spacing_mm: float, margin
     return LobeChunk(image.array.astype(np.float16), resample(inside, grid, "nearest").array, grid)
 
 
-def resize_chunk(chunk: LobeChunk, size: int, *, device: torch.device, jitter: float = 1.0) -> tuple[Tensor, Tensor]:
+def resize(image: Tensor, mask: Tensor, size: int, *, jitter: float = 1.0) -> tuple[Tensor, Tensor]:
     """Resize a chunk to a cube, edge to edge, so that a lobe's lesion fraction is kept.
 
     Args:
-        chunk: what `cut_lobe` returned.
+        image: intensity (z, y, x).
+        mask: 1 inside the lobe, the same shape.
         size: voxels per side.
-        device: where to resize.
         jitter: factor on the chunk's spacing; anything but 1 resamples twice.
 
     Returns:
         Image and mask, float32 (1, 1, size, size, size); the image is zero outside the mask.
     """
-    image = torch.from_numpy(chunk.image).to(device)[None, None].float()
-    mask = torch.from_numpy(chunk.mask).to(device)[None, None].float()
+    image, mask = image[None, None].float(), mask[None, None].float()
     if jitter != 1.0:
-        between = [max(1, round(n / jitter)) for n in chunk.image.shape]
+        between = [max(1, round(n / jitter)) for n in image.shape[2:]]
         image = functional.interpolate(image, size=between, mode="trilinear", align_corners=False)
     image = functional.interpolate(image, size=(size,) * 3, mode="trilinear", align_corners=False)
     mask = functional.interpolate(mask, size=(size,) * 3, mode="nearest-exact")
     return image * mask, mask
 
 
-def to_scan(dram: NDArray[np.float32], chunk_geometry: Geometry, scan: Geometry) -> NDArray[np.float32]:
-    """A dRAM of a resized chunk on the grid of the scan; the inverse of `cut_lobe` and `resize_chunk`.
+def resize_chunk(chunk: LobeChunk, size: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Resize a chunk on a device; see `resize`."""
+    return resize(torch.from_numpy(chunk.image).to(device), torch.from_numpy(chunk.mask).to(device), size)
 
-    Args:
-        dram: probability, (size, size, size).
-        chunk_geometry: of the `LobeChunk` before resizing.
-        scan: grid of the result.
 
-    Returns:
-        float32 (z, y, x), zero outside the chunk.
-    """
-    size = (dram.shape[0], dram.shape[1], dram.shape[2])
-    return resample(Volume(dram, resized_grid(chunk_geometry, size)), scan, "linear").array
+def take(array: NDArray[Any], centre_zyx: tuple[Any, ...], size: int) -> NDArray[Any]:
+    """A cube around a voxel, filled with zeros outside the array."""
+    cube = np.zeros((size,) * 3, dtype=array.dtype)
+    starts = [int(centre) - size // 2 for centre in centre_zyx]
+    source = tuple(slice(max(s, 0), max(min(s + size, n), 0)) for s, n in zip(starts, array.shape, strict=True))
+    target = tuple(slice(part.start - s, part.stop - s) for part, s in zip(source, starts, strict=True))
+    cube[target] = array[source]
+    return cube

@@ -1,6 +1,6 @@
 """Stage export: the model directory that inference loads, and its tarball for the platform.
 
-python -m training export --data DATA --run RUN
+python -m training export --data DATA --run-dir RUN
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,54 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from algorithm.errors import InputError
-from training.config import LoopSettings
-from training.stages import console
+from training.files import write_whole
+from training.logbook import Logbook
+from training.parallel import console
+from training.settings import LoopSettings
+from training.stages import Run
 
 CHECKPOINT = "checkpoint.pt"
-LOG = "log.csv"
+BEST = "best.pt"
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
-Terms = dict[str, tuple[float, Tensor]]
-"""Loss terms by name: weight and value; their weighted sum is minimised."""
+Terms = dict[str, tuple[float, Tensor | None]]
+"""Loss terms by name: weight and value, None where it is not needed at this step; their weighted sum is minimised."""
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
-    """Fabric for a device setting.
+@dataclass(frozen=True)
+class Validation:
+    """How a network is judged while it is trained; the best one is kept.
+
+    Attributes:
+        every: steps between validations; there is one after the last step in any case.
+        first: steps before which a network is not eligible as the best.
+        measure: numbers of a network after some steps, by name.
+        rank: what makes one set of numbers better than another: the greatest tuple is the best.
+    """
+
+    every: int
+    first: int
+    measure: Callable[[nn.Module, int, Logbook], dict[str, float]]
+    rank: Callable[[dict[str, float]], tuple[float, ...]]
+
+
+def make_fabric(run: Run, precision: str) -> Fabric:
+    """Fabric for a run's device; in processes that torchrun started, one of as many as there are.
 
     Raises:
         InputError: a GPU is asked for and there is none.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    if run.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: got cuda, but PyTorch sees no usable GPU here; use --device cpu or auto")
-    return Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]
+    processes, here = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    options: dict[str, Any] = {"accelerator": run.device, "precision": precision, "devices": here}
+    if processes > 1:
+        options |= {"strategy": "ddp", "num_nodes": processes // here}
+    fabric = Fabric(**options)
+    fabric.launch()
+    fabric.seed_everything(run.config.seed, verbose=False)
+    return fabric
 
 
 def train(
@@ -49,106 +76,181 @@ def train(
     terms: Callable[[nn.Module, Any, int], Terms],
     settings: LoopSettings,
     folder: Path,
+    *,
+    validation: Validation | None = None,
+    readers: int = 0,
 ) -> nn.Module:
     """Train a network, or go on training it from the folder's checkpoint.
 
     Everything random belongs to a step and comes from (seed, step), so that a resumed run repeats an unbroken one.
 
     Args:
-        fabric: device and precision.
+        fabric: device, precision and processes.
         network: freshly initialised.
-        steps: item k is the data of step k.
+        steps: item k is this process's data of step k.
         terms: the loss terms of the network on that data at that step.
-        settings: steps, learning rate, checkpoints.
-        folder: where checkpoint and log go.
+        settings: steps, optimiser, checkpoints.
+        folder: where checkpoints and logs go.
+        validation: how to find the best network; without it the last one is the result.
+        readers: processes that read ahead.
 
     Returns:
-        The trained network.
+        The network after the last step.
     """
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    optimiser = make_optimiser(network, settings)
+    done, best = _load_checkpoint(folder, network, optimiser)
     model, fabric_optimiser = fabric.setup(network, optimiser)
     model.train()
-    done = _load_checkpoint(folder, network, optimiser)
-    _truncate_log(folder, done)
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(done, settings.steps),
-        num_workers=settings.workers,
-        collate_fn=_unchanged,
-        multiprocessing_context="spawn" if settings.workers else None,
-    )
-    with _progress(folder.name, done, settings.steps) as advance:
-        for step, data in enumerate(loader, start=done):
+    with (
+        Logbook(folder, done=done, is_writer=fabric.is_global_zero) as logbook,
+        _progress(folder.name, done, settings.steps, visible=fabric.is_global_zero) as advance,
+    ):
+        for step, data in enumerate(_loader(steps, done, settings.steps, readers), start=done):
             for group in optimiser.param_groups:
-                group["lr"] = cosine(settings.learning_rate, step / settings.steps)
+                group["lr"] = learning_rate(settings, step)
             parts = terms(model, data, step)
-            loss = torch.stack([weight * value for weight, value in parts.values()]).sum()
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"{folder.name}: the loss is {loss.item()} at step {step}; lower the learning rate")
+            loss = torch.stack([weight * value for weight, value in parts.values() if value is not None]).sum()
+            values = _mean_over_processes(fabric, {"loss": loss, **{name: value for name, (_, value) in parts.items()}})
+            if not math.isfinite(values["loss"]):
+                raise RuntimeError(f"{folder.name}: the loss is {values['loss']} at step {step}; lower learning_rate")
             fabric_optimiser.zero_grad()
             fabric.backward(loss)
             fabric_optimiser.step()
-            _log(folder, step, {"loss": loss, **{name: value for name, (_, value) in parts.items()}})
-            advance(loss.item())
-            if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-                _save_checkpoint(folder, network, optimiser, step + 1)
+            logbook.step(step, {name: values.get(name) for name in ("loss", *parts)})
+            advance(values["loss"])
+            finished = step + 1
+            if validation and (finished % validation.every == 0 or finished == settings.steps):
+                best = _validate(fabric, network, validation, finished, best, folder, logbook)
+            if finished % settings.checkpoint_every == 0 or finished == settings.steps:
+                _save_checkpoint(fabric, folder, network, optimiser, finished, best)
     return network
 
 
+def make_optimiser(network: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+    """Adam, or stochastic gradient descent with the paper's momentum of 0.9."""
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=settings.learning_rate, momentum=0.9)
+    return torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+
+
+def learning_rate(settings: LoopSettings, step: int) -> float:
+    """Learning rate of a step: constant, or falling from its full value to zero along half a cosine."""
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
 def load_trained(network: nn.Module, folder: Path) -> nn.Module:
-    """Load the weights of a finished training into a network, in evaluation mode on the CPU."""
-    state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["network"])
+    """Load the best weights of a finished training, the last ones if it had no validation, for use on the CPU.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = folder / BEST if (folder / BEST).is_file() else folder / CHECKPOINT
+    network.load_state_dict(_read(path)["network"])
     return network.eval()
 
 
-def cosine(learning_rate: float, fraction: float) -> float:
-    """Learning rate after a fraction of the steps, from its full value to zero along half a cosine."""
-    return learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))
+def shuffled(count: int, batch: int, step: int, seed: int) -> Iterator[tuple[int, int]]:
+    """The items of a batch when ``count`` of them are gone through in a new random order every epoch.
+
+    Args:
+        count: items.
+        batch: items a batch.
+        step: number of the batch; process r of n takes batch n * step + r, so that n processes see together what one
+            with n times the batch sees.
+        seed: of the order.
+
+    Yields:
+        Position in the whole sequence, which seeds what is random about it, and index of the item.
+    """
+    for position in range(step * batch, (step + 1) * batch):
+        epoch, place = divmod(position, count)
+        yield position, int(np.random.default_rng([seed, epoch]).permutation(count)[place])
+
+
+def _loader(steps: Dataset[Any], done: int, total: int, readers: int) -> DataLoader[Any]:
+    return DataLoader(
+        steps,
+        batch_size=None,
+        sampler=range(done, total),
+        num_workers=readers,
+        collate_fn=_unchanged,
+        multiprocessing_context="spawn" if readers else None,
+    )
 
 
 def _unchanged(data: Any) -> Any:
     return data
 
 
-def _load_checkpoint(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+def _mean_over_processes(fabric: Fabric, values: dict[str, Tensor | None]) -> dict[str, float]:
+    """The mean of each value; values that are None are left out."""
+    known = {name: value.detach().float() for name, value in values.items() if value is not None}
+    together = torch.stack(list(known.values()))
+    mean = fabric.all_reduce(together, reduce_op="mean") if fabric.world_size > 1 else together
+    assert isinstance(mean, Tensor)
+    return dict(zip(known, mean.tolist(), strict=True))
+
+
+def _validate(
+    fabric: Fabric,
+    network: nn.Module,
+    validation: Validation,
+    finished: int,
+    best: list[float],
+    folder: Path,
+    logbook: Logbook,
+) -> list[float]:
+    """Measure the network, keep it if it is the best, and return the rank of the best."""
+    network.eval()
+    with torch.inference_mode(), fabric.autocast():
+        values = validation.measure(network, finished, logbook)
+    network.train()
+    logbook.validation(finished - 1, values)
+    rank = list(validation.rank(values))
+    if finished < validation.first or (best and rank <= best):
+        return best
+    if fabric.is_global_zero:
+        state = {"step": finished, "network": network.state_dict()}
+        write_whole(folder / BEST, lambda file: torch.save(state, file))
+    return rank
+
+
+def _save_checkpoint(
+    fabric: Fabric, folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, step: int, best: list[float]
+) -> None:
+    if fabric.is_global_zero:
+        state = {"step": step, "network": network.state_dict(), "optimiser": optimiser.state_dict(), "best": best}
+        write_whole(folder / CHECKPOINT, lambda file: torch.save(state, file))
+    fabric.barrier()
+
+
+def _load_checkpoint(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, list[float]]:
+    if not (folder / CHECKPOINT).is_file():
+        (folder / BEST).unlink(missing_ok=True)
+        return 0, []
+    state = _read(folder / CHECKPOINT)
     network.load_state_dict(state["network"])
     optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])
+    return int(state["step"]), state["best"]
 
 
-def _save_checkpoint(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
-    temporary = folder / (CHECKPOINT + ".tmp")
-    torch.save({"step": step, "network": network.state_dict(), "optimiser": optimiser.state_dict()}, temporary)
-    os.replace(temporary, folder / CHECKPOINT)
-
-
-def _log(folder: Path, step: int, values: dict[str, Tensor]) -> None:
-    path = folder / LOG
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(["step", *values])
-        writer.writerow([step, *(f"{value.item():.6g}" for value in values.values())])
-
-
-def _truncate_log(folder: Path, steps: int) -> None:
-    """Drop the lines of steps after the checkpoint, which will be written again."""
-    path = folder / LOG
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(lines[: steps + 1]), encoding="utf-8")
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; run its stage again") from error
+    except Exception as error:  # torch raises what its unpickler or its zip reader raises
+        raise InputError(f"{path}: damaged checkpoint; delete the folder {path.parent} to train again") from error
+    return state
 
 
 @contextmanager
-def _progress(name: str, done: int, total: int) -> Iterator[Callable[[float], None]]:
+def _progress(name: str, done: int, total: int, *, visible: bool) -> Iterator[Callable[[float], None]]:
     """A progress bar with the current loss and the time left."""
     columns = (
         TextColumn("{task.description}"),
@@ -157,13 +259,6 @@ def _progress(name: str, done: int, total: int) -> Iterator[Callable[[float], No
         TextColumn("loss {task.fields[loss]:.4f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, disable=not visible) as bar:
         task = bar.add_task(name, total=total, completed=done, loss=math.nan)
         yield lambda loss: bar.update(task, advance=1, loss=loss)
-
-
-def shuffled(count: int, batch: int, step: int, seed: int) -> Iterator[int]:
-    """Indices of a step's batch when ``count`` items are gone through in a new random order every epoch."""
-    for position in range(step * batch, (step + 1) * batch):
-        epoch, place = divmod(position, count)
-        yield int(np.random.default_rng([seed, epoch]).permutation(count)[place])

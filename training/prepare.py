@@ -1,30 +1,30 @@
 """Stage prepare: every scan read, checked and resampled once; later stages read only these caches.
 
-python -m training prepare --data DATA --run RUN
+python -m training prepare --data DATA --run-dir RUN
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from algorithm.errors import InputError
 from algorithm.images import Geometry
 from algorithm.lobes import LOBES
 from algorithm.model import CLASSES
 from algorithm.preprocess import Box, bounding_box, covering_grid, crop, masked_intensity, resample
-from training.cases import Case, Scan, read_cases, read_scan
+from training.cases import Case, Scan, all_problems, read_cases, read_scan
 from training.chunks import LobeChunk, cut_lobe
-from training.config import PrepareSettings
-from training.stages import Run, console
+from training.files import load_array, read_json, save_array, whole_folder, write_json
+from training.parallel import over_scans
+from training.settings import PrepareSettings
+from training.stages import Run
 
 GEOMETRIES = "geometries.json"
 VESSEL, LESION = CLASSES.index("vessel"), CLASSES.index("lesion")
@@ -44,8 +44,7 @@ class PreparedCase:
 
     def geometry(self, name: str) -> Geometry:
         """Grid of ``scan``, or of the chunk of a lobe by its key."""
-        content = json.loads((self.folder / GEOMETRIES).read_text(encoding="utf-8"))[name]
-        return Geometry(**{key: tuple(value) for key, value in content.items()})
+        return self._geometries[name]
 
     def chunk(self, key: str) -> LobeChunk:
         """The chunk of a lobe, by the lobe's key."""
@@ -56,18 +55,32 @@ class PreparedCase:
 
         Scan arrays (z, y, x): scan_image float16; scan_lobes uint8; where a reference is known, scan_classes uint8 with
         0 background, 1 vessel, 2 lesion.
+
+        Raises:
+            InputError: its file is missing or damaged.
         """
-        array: NDArray[Any] = np.load(self._path(name))
-        return array
+        return load_array(self._path(name))
 
     def mapped(self, name: str) -> NDArray[Any]:
         """The same array, of which only what is used is read."""
-        array: NDArray[Any] = np.load(self._path(name), mmap_mode="r")
-        return array
+        return load_array(self._path(name), mapped=True)
 
     def has(self, name: str) -> bool:
         """Whether the cache has an array."""
         return self._path(name).is_file()
+
+    def is_whole(self, *, with_reference: bool) -> bool:
+        """Whether every file that the stage writes is there."""
+        if not (self.folder / GEOMETRIES).is_file():
+            return False
+        lobes = [name for name in self._geometries if name != "scan"]
+        names = ["scan_image", "scan_lobes", *(f"{key}_{part}" for key in lobes for part in ("image", "mask"))]
+        return all(map(self.has, names)) and (self.has("scan_classes") or not with_reference)
+
+    @cached_property
+    def _geometries(self) -> dict[str, Geometry]:
+        content = read_json(self.folder / GEOMETRIES)
+        return {name: Geometry(**{key: tuple(value) for key, value in grid.items()}) for name, grid in content.items()}
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
@@ -79,34 +92,35 @@ def prepared(run: Run, case: Case) -> PreparedCase:
 
 
 def prepare(run: Run, folder: Path) -> dict[str, Any]:
-    """Make the caches of all cases, leaving those that are there already."""
+    """Make the caches of all cases, leaving those that are there already.
+
+    Raises:
+        InputError: cases cannot be used; all of them are named, and the caches of the others are kept.
+    """
     cases = read_cases(run.data)
-    settings = run.config.prepare
-    todo = [case for case in cases if not (folder / case.name).is_dir()]
-    jobs = (joblib.delayed(_prepare_case)(case, folder, settings) for case in todo)
-    results = joblib.Parallel(n_jobs=settings.workers, return_as="generator_unordered")(jobs)
-    problems = [p for p in track(results, "prepare", total=len(todo), console=console) if p is not None]
+    make = partial(_prepare_case, folder=folder, settings=run.config.prepare)
+    problems = [problem for problem in over_scans("prepare", make, cases, run.workers) if problem is not None]
     if problems:
-        raise InputError(f"{len(problems)} of {len(cases)} cases cannot be used: " + "; ".join(sorted(problems)))
+        raise all_problems(str(run.data), problems)
     return {"cases": len(cases), "lobes": sum(len(case.scores) for case in cases)}
 
 
 def _prepare_case(case: Case, folder: Path, settings: PrepareSettings) -> str | None:
     """Cache one case; the problem is returned so that one bad case does not hide another."""
-    temporary = folder / f"{case.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    target = folder / case.name
+    if PreparedCase(case.name, target).is_whole(with_reference=case.lesions is not None):
+        return None
+    shutil.rmtree(target, ignore_errors=True)
     try:
-        _write_caches(case, temporary, settings)
+        scan = read_scan(case)
     except InputError as error:
-        shutil.rmtree(temporary)
         return f"{case.name}: {error}"
-    temporary.rename(folder / case.name)
+    with whole_folder(target) as unnamed:
+        _write_caches(scan, unnamed, settings)
     return None
 
 
-def _write_caches(case: Case, folder: Path, settings: PrepareSettings) -> None:
-    scan = read_scan(case)
+def _write_caches(scan: Scan, folder: Path, settings: PrepareSettings) -> None:
     geometries: dict[str, Geometry] = {}
     for lobe in LOBES:
         if not (scan.lobes.array == lobe.label).any():
@@ -118,19 +132,19 @@ def _write_caches(case: Case, folder: Path, settings: PrepareSettings) -> None:
             spacing_mm=settings.chunk_spacing_mm,
             margin_mm=settings.chunk_margin_mm,
         )
-        np.save(folder / f"{lobe.key}_image.npy", chunk.image)
-        np.save(folder / f"{lobe.key}_mask.npy", chunk.mask)
+        save_array(folder / f"{lobe.key}_image.npy", chunk.image)
+        save_array(folder / f"{lobe.key}_mask.npy", chunk.mask)
         geometries[lobe.key] = chunk.geometry
 
     box = bounding_box(scan.lobes.array)
     ct, lobes = crop(scan.ct, box), crop(scan.lobes, box)
     grid = covering_grid(ct.geometry, spacing_mm=settings.scan_spacing_mm)
-    np.save(folder / "scan_image.npy", masked_intensity(ct, lobes.array > 0, grid).array.astype(np.float16))
-    np.save(folder / "scan_lobes.npy", resample(lobes, grid, "nearest").array)
+    save_array(folder / "scan_image.npy", masked_intensity(ct, lobes.array > 0, grid).array.astype(np.float16))
+    save_array(folder / "scan_lobes.npy", resample(lobes, grid, "nearest").array)
     if scan.lesions is not None:
-        np.save(folder / "scan_classes.npy", _reference_classes(scan, box, grid))
+        save_array(folder / "scan_classes.npy", _reference_classes(scan, box, grid))
     geometries["scan"] = grid
-    (folder / GEOMETRIES).write_text(json.dumps({name: asdict(g) for name, g in geometries.items()}), encoding="utf-8")
+    write_json(folder / GEOMETRIES, {name: asdict(geometry) for name, geometry in geometries.items()})
 
 
 def _reference_classes(scan: Scan, box: Box, grid: Geometry) -> NDArray[np.uint8]:

@@ -1,11 +1,11 @@
-"""Stage pseudo: dRAMs of all lobes put back into the scan and thresholded: the labels of the final network.
+"""Stage pseudo: dRAMs of all lobes put back into the scan and thresholded, and vessels: labels of the final network.
 
-python -m training pseudo --data DATA --run RUN
+python -m training pseudo --data DATA --run-dir RUN
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,72 +13,89 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 
-from algorithm.lobes import LOBES
-from algorithm.segmenter import LESION
+from algorithm.model import CLASSES
 from training.cases import Case, read_cases
-from training.chunks import resize_chunk, to_scan
+from training.files import save_array
 from training.loop import make_fabric
+from training.parallel import console
 from training.prepare import PreparedCase, prepared
 from training.regress import trained_network
-from training.stages import Run, console
+from training.scan_maps import scan_map
+from training.stages import Run
+from training.vessels import scan_vessels
+
+VESSEL, LESION = CLASSES.index("vessel"), CLASSES.index("lesion")
 
 
 def pseudo(run: Run, folder: Path) -> dict[str, Any]:
-    """Write dRAM and pseudo labels of every case that has not got them."""
-    fabric = make_fabric(run.device, run.config.regress.precision)
-    network = fabric.setup_module(trained_network(run)).eval()
+    """Write dRAM and pseudo labels of every case that has not got both.
+
+    Writes <case>_dram.npy, float16 probability, and <case>_labels.npy, uint8 classes, (z, y, x) on the scan's grid.
+    """
+    fabric = make_fabric(run, run.config.regress.precision)
+    network = trained_network(run).to(fabric.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     cases = read_cases(run.data)
     for case in track(cases, "pseudo", console=console):
-        if (folder / f"{case.name}_labels.npy").is_file():
+        paths = [folder / f"{case.name}_{name}.npy" for name in ("dram", "labels")]
+        if all(path.is_file() for path in paths):
             continue
-        dram = scan_dram(network, prepared(run, case), run.config.regress.chunk_size, fabric.device)
-        labels = pseudo_labels(dram, case, prepared(run, case).array("scan_lobes"), run.config.pseudo.threshold)
-        _save(folder / f"{case.name}_dram.npy", dram.astype(np.float16))
-        _save(folder / f"{case.name}_labels.npy", labels)
+        cache = prepared(run, case)
+        size, scales = run.config.regress.chunk_size, run.config.pseudo.scales
+        with fabric.autocast():
+            dram = scan_dram(network, cache, chunk_size=size, scales=scales, device=fabric.device)
+        vessels, lobes = scan_vessels(run, case), cache.array("scan_lobes")
+        labels = pseudo_labels(dram, case, lobes=lobes, vessels=vessels, threshold=run.config.pseudo.threshold)
+        save_array(paths[0], dram.astype(np.float16))
+        save_array(paths[1], labels)
     return {"cases": len(cases)}
 
 
-@torch.inference_mode()
-def scan_dram(network: nn.Module, case: PreparedCase, chunk_size: int, device: torch.device) -> NDArray[np.float32]:
-    """The dRAM of a whole scan: each lobe's, on that lobe's voxels.
+def scan_dram(
+    network: nn.Module, case: PreparedCase, *, chunk_size: int, scales: Sequence[float], device: torch.device
+) -> NDArray[np.float32]:
+    """The refined dRAM of a whole scan: each lobe's, averaged over the scales, on that lobe's voxels.
+
+    Args:
+        network: a trained `DramNetwork`.
+        case: caches of the scan.
+        chunk_size: voxels per side at scale 1.
+        scales: of the chunk size.
+        device: of the network.
 
     Returns:
         float32 probability (z, y, x) on the scan's grid, zero outside the lobes.
     """
-    lobes = case.array("scan_lobes")
-    grid = case.geometry("scan")
-    whole = np.zeros(lobes.shape, dtype=np.float32)
-    for lobe in LOBES:
-        inside = lobes == lobe.label
-        if not inside.any():
-            continue
-        chunk = case.chunk(lobe.key)
-        image, _ = resize_chunk(chunk, chunk_size, device=device)
-        dram = network(image).float().sigmoid()[0, 0].cpu().numpy()
-        whole[inside] = to_scan(dram, chunk.geometry, grid)[inside]
-    return whole
+
+    def probability(image: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = network(image, mask).refined
+        return logits.float().sigmoid()
+
+    return scan_map(probability, case, chunk_size=chunk_size, scales=scales, device=device)
 
 
 def pseudo_labels(
-    dram: NDArray[np.float32], case: Case, lobes: NDArray[np.uint8], threshold: float
+    dram: NDArray[np.float32],
+    case: Case,
+    *,
+    lobes: NDArray[np.uint8],
+    vessels: NDArray[np.uint8],
+    threshold: float,
 ) -> NDArray[np.uint8]:
-    """Network classes from a dRAM: lesion above the threshold, but none in a training lobe that scored 0.
+    """Network classes from a dRAM: lesion above the threshold, but none on vessels or in training lobes of score 0.
 
     Args:
         dram: probability (z, y, x).
         case: its scores are used only where they may be: in training cases.
-        lobes: lobe labels.
+        lobes: lobe labels, the same shape.
+        vessels: 1 on vessels, the same shape.
         threshold: probability above which a voxel becomes lesion.
+
+    Returns:
+        uint8 (z, y, x), 0 background, 1 vessel, 2 lesion.
     """
     healthy = [label for label, score in case.scores.items() if score == 0 and case.split == "train"]
-    lesion = (dram > threshold) & ~np.isin(lobes, healthy)
-    return np.where(lesion, np.uint8(LESION), np.uint8(0))
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-    os.replace(temporary, path)
+    labels = np.where((dram > threshold) & ~np.isin(lobes, healthy), np.uint8(LESION), np.uint8(0))
+    labels[vessels > 0] = VESSEL
+    return labels

@@ -1,124 +1,187 @@
-"""Stage regress: a 3D U-Net whose mean over a lobe is its lesion percentage; its output is the dRAM.
+"""Stage regress: a 3D U-Net whose mean over a lobe is its lesion percentage; its refined output is the dRAM.
 
-python -m training regress --data DATA --run RUN
+python -m training regress --data DATA --run-dir RUN
+torchrun --nproc-per-node 2 -m training regress --data DATA --run-dir RUN
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from algorithm.lobes import LOBES
-from algorithm.network import UNet3D
 from algorithm.severity import SCORE_INTERVALS
-from training.augment import flip, stretch_contrast
-from training.cases import Case, of_split, read_cases
-from training.chunks import LobeChunk, resize_chunk
-from training.config import RegressSettings
-from training.loop import Terms, load_trained, make_fabric, shuffled, train
+from training.cases import of_split, read_cases
+from training.dram import DramNetwork, Drams
+from training.equivariance import equivariance_loss, random_transform
+from training.lobe_batches import LobeBatch, LobeItem, LobeSteps, augmented_batch, score_counts, scored_lobes
+from training.loop import Terms, load_trained, make_fabric, train
 from training.losses import entropy, interval_loss, intervals_of, lobe_mean, reverse_frequency_weights
-from training.prepare import PreparedCase, prepared
+from training.refinement import refinement_loss, refinement_target
+from training.settings import Ramp, RegressSettings
 from training.stages import Run
+from training.validation import dram_validation
 
 
 @dataclass(frozen=True)
-class ScoredLobe:
-    """One training instance: a lobe and its score."""
+class Weights:
+    """Weights of the loss terms at a step."""
 
-    case: PreparedCase
-    key: str
-    score: int
-
-
-class RegressSteps(Dataset[list[tuple[LobeChunk, int]]]):
-    """Item k: the chunks and scores of step k."""
-
-    def __init__(self, lobes: list[ScoredLobe], batch: int, seed: int) -> None:
-        """Go through the lobes in a new random order every epoch."""
-        self.lobes, self.batch, self.seed = lobes, batch, seed
-
-    def __getitem__(self, step: int) -> list[tuple[LobeChunk, int]]:
-        """Read the chunks of a step."""
-        chosen = [self.lobes[i] for i in shuffled(len(self.lobes), self.batch, step, self.seed)]
-        return [(lobe.case.chunk(lobe.key), lobe.score) for lobe in chosen]
+    interval: float
+    equivariance: float
+    entropy: float
+    refinement: float
 
 
 def regress(run: Run, folder: Path) -> dict[str, Any]:
     """Train the regression network on the scored lobes of the training cases."""
-    settings, seed = run.config.regress, run.config.seed
-    fabric = make_fabric(run.device, settings.precision)
-    fabric.seed_everything(seed, verbose=False)
+    return train_dram(run, run.config.regress, folder)
+
+
+def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, Any]:
+    """Train a regression network with some settings in some folder, resuming from what lies there.
+
+    Raises:
+        InputError: a stage that the settings need is not done, or no validation case has a score.
+    """
+    fabric = make_fabric(run, settings.precision)
+    seed, device = run.config.seed, fabric.device
     lobes = scored_lobes(run, of_split(read_cases(run.data), "train"))
-    counts = Counter(lobe.score for lobe in lobes)
-    weights = reverse_frequency_weights(counts)
+    counts = score_counts(lobes)
+    is_balanced = settings.weighting == "balanced-sampling"
+    steps = LobeSteps(
+        lobes,
+        batch=settings.batch,
+        seed=seed,
+        balanced=is_balanced,
+        vessels=run if settings.suppress_vessels and settings.refinement.weight > 0 else None,
+        process=fabric.global_rank,
+        processes=fabric.world_size,
+    )
+    score_weights = dict.fromkeys(range(6), 1.0) | ({} if is_balanced else reverse_frequency_weights(counts))
 
-    def terms(model: nn.Module, data: list[tuple[LobeChunk, int]], step: int) -> Terms:
-        image, mask = _batch(data, settings, np.random.default_rng([seed, 1, step]), fabric.device)
-        dram = model(image).float().sigmoid()  # (B, 1, D, H, W)
-        scores = [score for _, score in data]
-        lower, upper = (ends.to(fabric.device) for ends in intervals_of(scores, SCORE_INTERVALS))
-        weight = torch.tensor([weights[score] for score in scores], device=fabric.device)
-        return {
-            "interval": (
-                settings.interval_weight,
-                (weight * interval_loss(lobe_mean(dram, mask), lower, upper)).mean(),
-            ),
-            "entropy": (entropy_weight(settings, step), lobe_mean(entropy(dram), mask).mean()),
-        }
+    def terms(model: nn.Module, items: list[LobeItem], step: int) -> Terms:
+        batch = augmented_batch(
+            items, size=settings.chunk_size, jitter_mm=settings.spacing_jitter_mm, seed=seed, device=device
+        )
+        rng = np.random.default_rng([seed, 4, step])
+        return dram_terms(model, batch, score_weights, weights_at(settings, step), settings, rng)
 
-    train(fabric, new_network(settings), RegressSteps(lobes, settings.batch, seed), terms, settings, folder)
+    train(
+        fabric,
+        new_network(settings),
+        steps,
+        terms,
+        settings,
+        folder,
+        validation=dram_validation(run, settings, folder, device),
+        readers=run.workers.count if device.type == "cuda" else 0,
+    )
     return {"lobes": len(lobes), "lobes_per_score": {str(score): counts[score] for score in sorted(counts)}}
 
 
-def scored_lobes(run: Run, cases: list[Case]) -> list[ScoredLobe]:
-    """Every lobe of these cases that has a score."""
-    return [
-        ScoredLobe(prepared(run, case), lobe.key, case.scores[lobe.label])
-        for case in cases
-        for lobe in LOBES
-        if lobe.label in case.scores
-    ]
+def dram_terms(
+    model: nn.Module,
+    batch: LobeBatch,
+    score_weights: dict[int, float],
+    weights: Weights,
+    settings: RegressSettings,
+    rng: np.random.Generator,
+) -> Terms:
+    """The loss terms of a batch; those of weight 0 are not computed.
+
+    Args:
+        model: a `DramNetwork`.
+        batch: chunks with scores and, where the settings want them, vessels.
+        score_weights: weight of the interval loss per score.
+        weights: of the terms.
+        settings: of the terms.
+        rng: draws the transform of the equivariance term, one for the whole batch.
+    """
+    drams: Drams = model(batch.image, batch.mask)
+    raw = drams.raw.float().sigmoid()  # (B, 1, D, H, W)
+    interval = _interval(raw, batch, score_weights)
+    if settings.attention and not weights.refinement:
+        interval = interval + 0.0 * drams.refined.float().mean()  # several processes need a gradient of every parameter
+    return {
+        "interval": (weights.interval, interval),
+        "equivariance": (
+            weights.equivariance,
+            _equivariance(model, raw, batch, settings, rng) if weights.equivariance else None,
+        ),
+        "entropy": (weights.entropy, lobe_mean(entropy(raw), batch.mask).mean() if weights.entropy else None),
+        "refinement": (weights.refinement, _refinement(drams, batch, settings) if weights.refinement else None),
+    }
 
 
-def new_network(settings: RegressSettings) -> UNet3D:
+def weights_at(settings: RegressSettings, step: int) -> Weights:
+    """Weights of the terms at a step.
+
+    Before the interval loss has settled, entropy drives the map to an empty one, the trivial solution, and refinement
+    copies a target that says nothing; both are ramped in.
+    """
+    at = partial(ramped, step=step, steps=settings.steps)
+    return Weights(
+        interval=settings.interval_weight,
+        equivariance=at(settings.equivariance),
+        entropy=at(settings.entropy),
+        refinement=at(settings.refinement),
+    )
+
+
+def ramped(ramp: Ramp, *, step: int, steps: int) -> float:
+    """Weight of a ramped term at one of the steps."""
+    if ramp.full == ramp.start:
+        return ramp.weight if step >= ramp.start * steps else 0.0
+    return ramp.weight * float(np.interp(step / steps, (ramp.start, ramp.full), (0.0, 1.0)))
+
+
+def new_network(settings: RegressSettings) -> DramNetwork:
     """The untrained regression network."""
-    network = UNet3D(out_channels=1, width=settings.width)
-    network.set_prior([settings.prior])
+    network = DramNetwork(width=settings.width, attention=settings.attention, norm=settings.norm)
+    network.set_prior(settings.prior)
     return network
 
 
+def load_dram(settings: RegressSettings, folder: Path) -> nn.Module:
+    """The trained `DramNetwork` of a folder that `train_dram` wrote, for use on the CPU."""
+    return load_trained(new_network(settings), folder)
+
+
 def trained_network(run: Run) -> nn.Module:
-    """The regression network of a finished stage."""
-    return load_trained(new_network(run.config.regress), run.folder("regress"))
+    """The `DramNetwork` of a finished stage."""
+    return load_dram(run.config.regress, run.folder("regress"))
 
 
-def entropy_weight(settings: RegressSettings, step: int) -> float:
-    """Weight of the entropy term at a step: nothing at first, then rising to its full value.
-
-    Before the interval loss has settled the term drives the map to an empty one, the trivial solution.
-    """
-    ends = (settings.entropy_start * settings.steps, settings.entropy_full * settings.steps)
-    return settings.entropy_weight * float(np.interp(step, ends, (0.0, 1.0)))
+def _interval(dram: Tensor, batch: LobeBatch, score_weights: dict[int, float]) -> Tensor:
+    lower, upper = (ends.to(dram.device) for ends in intervals_of(batch.scores, SCORE_INTERVALS))
+    weight = torch.tensor([score_weights[score] for score in batch.scores], device=dram.device)
+    return (weight * interval_loss(lobe_mean(dram, batch.mask), lower, upper)).mean()
 
 
-def _batch(
-    data: list[tuple[LobeChunk, int]], settings: RegressSettings, rng: np.random.Generator, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Resize and augment the chunks of a step; image and mask (B, 1, D, H, W)."""
-    images, masks = [], []
-    for chunk, _ in data:
-        spacing_mm = chunk.geometry.spacing_zyx_mm[0]
-        jitter = 1 + rng.uniform(-1, 1) * settings.spacing_jitter_mm / spacing_mm
-        image, mask = resize_chunk(chunk, settings.chunk_size, device=device, jitter=jitter)
-        image, mask = flip([image, mask], rng)
-        images.append(stretch_contrast(image, rng))
-        masks.append(mask)
-    batch = torch.cat(images).contiguous(memory_format=torch.channels_last_3d)
-    return batch, torch.cat(masks)
+def _equivariance(
+    model: nn.Module, dram: Tensor, batch: LobeBatch, settings: RegressSettings, rng: np.random.Generator
+) -> Tensor:
+    """L1 norm of F(A(I)) - A(F(I)) over the transformed lobe, with gradients through both (Eq. 2)."""
+    transform = random_transform(
+        rng,
+        size=settings.chunk_size,
+        scale_range=settings.scale_range,
+        free_angle_degrees=settings.free_angle_degrees,
+    )
+    mask = transform.apply(batch.mask, nearest=True)
+    image = (transform.apply(batch.image, nearest=False) * mask).contiguous(memory_format=torch.channels_last_3d)
+    of_transformed: Drams = model(image, mask)
+    transformed = transform.apply(dram, nearest=False)
+    return equivariance_loss(of_transformed.raw.float().sigmoid(), transformed, mask).mean()
+
+
+def _refinement(drams: Drams, batch: LobeBatch, settings: RegressSettings) -> Tensor:
+    raw = drams.raw.detach().float().sigmoid()
+    target = refinement_target(raw, batch.image, batch.mask, batch.vessels, batch.scores, settings.crf)
+    return refinement_loss(drams.refined, target, batch.mask, beta=settings.beta).mean()

@@ -6,19 +6,41 @@ import subprocess
 import sys
 
 from training.ablate import ablate
-from training.config import Settings
+from training.cam import cam
 from training.export import export
 from training.prepare import prepare
 from training.pseudo import pseudo
 from training.regress import regress
 from training.segment import segment, segment_reference
+from training.settings import CamSettings, PseudoSettings, Settings, TrainingConfig
 from training.stages import Run, Stage
 from training.subtypes import subtypes
+from training.vessels import vessels
+
+
+class CamInputs(Settings):
+    """What the baseline's maps depend on."""
+
+    cam: CamSettings
+    pseudo: PseudoSettings
+
+
+def _cam_inputs(config: TrainingConfig) -> CamInputs:
+    return CamInputs(cam=config.cam, pseudo=config.pseudo)
+
 
 STAGES = (
     Stage("prepare", "Check every scan; cache its lobe chunks and whole.", (), lambda c: c.prepare, prepare),
-    Stage("regress", "Train the dRAM on lobe scores.", ("prepare",), lambda c: c.regress, regress),
-    Stage("pseudo", "Put dRAMs back into the scans: pseudo labels.", ("regress",), lambda c: c.pseudo, pseudo),
+    Stage("vessels", "Learn vessels from healthy scans; find them in all.", ("prepare",), lambda c: c.vessels, vessels),
+    Stage("regress", "Train the dRAM on lobe scores.", ("vessels",), lambda c: c.regress, regress),
+    Stage("cam", "Train the class activation map baseline on lobe scores.", ("vessels",), _cam_inputs, cam),
+    Stage(
+        "pseudo",
+        "Put dRAMs and vessels into the scans: pseudo labels.",
+        ("regress", "vessels"),
+        lambda c: c.pseudo,
+        pseudo,
+    ),
     Stage("segment", "Train the final network on pseudo labels.", ("pseudo",), lambda c: c.segment, segment),
     Stage(
         "segment-reference",
@@ -28,11 +50,17 @@ STAGES = (
         segment_reference,
     ),
     Stage("subtypes", "Make the reference table of lesion subtypes.", (), lambda c: Settings(), subtypes),
-    Stage("ablate", "Compare on the test cases.", ("segment", "segment-reference"), lambda c: c.pseudo, ablate),
+    Stage(
+        "ablate",
+        "Train what the main run lacks, and compare every row of the paper's tables on the test cases.",
+        ("cam", "segment", "segment-reference", "subtypes"),
+        lambda c: c,
+        ablate,
+    ),
     Stage("export", "Write the model directory.", ("segment", "subtypes"), lambda c: c.export, export),
 )
 
-COMPARISON = ("segment-reference", "ablate")  # need reference lesions, and no use of the model needs them
+COMPARISON = ("cam", "segment-reference", "ablate")  # of no use to the model itself
 
 
 def run_all(run: Run, config: str, *, with_comparison: bool) -> int:
@@ -41,7 +69,7 @@ def run_all(run: Run, config: str, *, with_comparison: bool) -> int:
     Args:
         run: the run.
         config: the settings as given on the command line.
-        with_comparison: whether to train the supervised upper bound and compare the rows on the test cases.
+        with_comparison: whether to train the baseline, the ablations and the supervised upper bound, and compare all.
 
     Returns:
         0, or the exit code of the stage that failed.
@@ -49,7 +77,8 @@ def run_all(run: Run, config: str, *, with_comparison: bool) -> int:
     for stage in STAGES:
         if stage.name in COMPARISON and not with_comparison:
             continue
-        options = ["--data", str(run.data), "--run", str(run.directory), "--config", config, "--device", run.device]
+        options = ["--data", str(run.data), "--run-dir", str(run.directory), "--config", config, "--device", run.device]
+        options += ["--workers", str(run.workers.count)] + (["--dask", run.workers.dask] if run.workers.dask else [])
         code = subprocess.run([sys.executable, "-m", "training", stage.name, *options], check=False).returncode
         if code:
             return code

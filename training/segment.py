@@ -1,7 +1,7 @@
 """Stage segment: the final network, a valid-padding 3D U-Net on crops of whole scans.
 
-python -m training segment --data DATA --run RUN                      # on pseudo labels
-python -m training segment --data DATA --run RUN --labels reference   # the supervised upper bound
+python -m training segment --data DATA --run-dir RUN                      # on pseudo labels
+python -m training segment --data DATA --run-dir RUN --labels reference   # the supervised upper bound
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -22,10 +21,12 @@ from algorithm.network import CONTEXT, UNet3D
 from algorithm.segmenter import LESION
 from training.augment import flip, stretch_contrast
 from training.cases import of_split, read_cases
-from training.config import SegmentSettings
+from training.chunks import take
+from training.files import load_array
 from training.loop import Terms, load_trained, make_fabric, shuffled, train
 from training.losses import bootstrapping_loss
 from training.prepare import PreparedCase, prepared
+from training.settings import SegmentSettings
 from training.stages import Run
 
 Labels = Literal["pseudo", "reference"]
@@ -58,15 +59,20 @@ class Crop:
 class SegmentSteps(Dataset[list[Crop]]):
     """Item k: the crops of step k."""
 
-    def __init__(self, scans: list[LabelledScan], settings: SegmentSettings, seed: int) -> None:
+    def __init__(
+        self, scans: list[LabelledScan], settings: SegmentSettings, *, seed: int, process: int = 0, processes: int = 1
+    ) -> None:
         """Go through the scans in a new random order every epoch."""
         self.scans, self.settings, self.seed = scans, settings, seed
+        self.process, self.processes = process, processes
 
     def __getitem__(self, step: int) -> list[Crop]:
         """Read the crops of a step."""
-        rng = np.random.default_rng([self.seed, 2, step])
-        chosen = shuffled(len(self.scans), self.settings.batch, step, self.seed)
-        return [random_crop(self.scans[i], self.settings, rng) for i in chosen]
+        batch = step * self.processes + self.process
+        return [
+            random_crop(self.scans[index], self.settings, np.random.default_rng([self.seed, 2, position]))
+            for position, index in shuffled(len(self.scans), self.settings.batch, batch, self.seed)
+        ]
 
 
 def segment(run: Run, folder: Path) -> dict[str, Any]:
@@ -81,15 +87,17 @@ def segment_reference(run: Run, folder: Path) -> dict[str, Any]:
 
 def _train(run: Run, folder: Path, labels: Labels) -> dict[str, Any]:
     settings, seed = run.config.segment, run.config.seed
-    fabric = make_fabric(run.device, settings.precision)
-    fabric.seed_everything(seed, verbose=False)
+    fabric = make_fabric(run, settings.precision)
     scans = labelled_scans(run, labels)
+    steps = SegmentSteps(scans, settings, seed=seed, process=fabric.global_rank, processes=fabric.world_size)
 
     def terms(model: nn.Module, crops: list[Crop], step: int) -> Terms:
-        image, target, inside = _batch(crops, np.random.default_rng([seed, 3, step]), fabric.device)
+        rng = np.random.default_rng([seed, 3, step, fabric.global_rank])
+        image, target, inside = _batch(crops, rng, fabric.device)
         return {"bootstrapping": (1.0, bootstrapping_loss(model(image), target, inside, beta=settings.beta))}
 
-    train(fabric, new_network(settings), SegmentSteps(scans, settings, seed), terms, settings, folder)
+    readers = run.workers.count if fabric.device.type == "cuda" else 0
+    train(fabric, new_network(settings), steps, terms, settings, folder, readers=readers)
     return {"scans": len(scans), "labels": labels}
 
 
@@ -129,7 +137,7 @@ def labelled_scans(run: Run, labels: Labels) -> list[LabelledScan]:
 def random_crop(scan: LabelledScan, settings: SegmentSettings, rng: np.random.Generator) -> Crop:
     """A crop centred on a random lesion voxel or, else, on a random lobe voxel."""
     lobes = scan.case.array("scan_lobes")
-    classes = np.load(scan.labels)
+    classes = load_array(scan.labels)
     lesion = np.flatnonzero(classes == LESION)
     wants_lesion = rng.random() < settings.lesion_share
     candidates = lesion if wants_lesion and lesion.size else np.flatnonzero(lobes)
@@ -141,16 +149,6 @@ def random_crop(scan: LabelledScan, settings: SegmentSettings, rng: np.random.Ge
         labels=torch.from_numpy(take(classes, centre, out).astype(np.int64)),
         inside=torch.from_numpy(take(lobes, centre, out) > 0),
     )
-
-
-def take(array: NDArray[Any], centre_zyx: tuple[Any, ...], size: int) -> NDArray[Any]:
-    """A cube around a voxel, filled with zeros outside the array."""
-    cube = np.zeros((size,) * 3, dtype=array.dtype)
-    starts = [int(centre) - size // 2 for centre in centre_zyx]
-    source = tuple(slice(max(s, 0), max(min(s + size, n), 0)) for s, n in zip(starts, array.shape, strict=True))
-    target = tuple(slice(part.start - s, part.stop - s) for part, s in zip(source, starts, strict=True))
-    cube[target] = array[source]
-    return cube
 
 
 def _batch(crops: list[Crop], rng: np.random.Generator, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,21 +9,31 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from filelock import FileLock, Timeout
 
 from algorithm import __version__
 from algorithm.errors import InputError
 from training.cases import TABLE
-from training.config import Settings, TrainingConfig
+from training.files import explained_when_full, read_json, remove_stale, write_json
+from training.parallel import Workers, console
+from training.settings import Settings, TrainingConfig
 
 RECORD = "done.json"
-console = Console()
+BASIS = "basis.json"
+CONFIG = "config.json"
+
+_LIBRARIES = ("torch", "lightning-fabric", "numpy", "scipy", "SimpleITK")
+_COST = ("seconds_of_last_start", "peak_memory_gb", "environment", "config")
+_PATIENCE_S = 600.0
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,12 +45,14 @@ class Run:
         directory: where the stages write, a folder each.
         config: settings of all stages.
         device: ``auto``, ``cpu`` or ``cuda``.
+        workers: who does the work over scans, and how many processes read ahead for a GPU.
     """
 
     data: Path
     directory: Path
     config: TrainingConfig
     device: str = "auto"
+    workers: Workers = Workers()
 
     def folder(self, stage: str) -> Path:
         """The folder of a finished stage.
@@ -55,8 +67,7 @@ class Run:
 
     def record(self, stage: str) -> dict[str, Any]:
         """What a finished stage recorded: its settings, environment, cost and results."""
-        content: dict[str, Any] = json.loads((self.folder(stage) / RECORD).read_text(encoding="utf-8"))
-        return content
+        return read_json(self.folder(stage) / RECORD)
 
 
 @dataclass(frozen=True)
@@ -81,75 +92,149 @@ class Stage:
 def execute(run: Run, stage: Stage) -> None:
     """Do a stage unless it is done already, and record what it took.
 
+    One process at a time may work on a stage of a run. Where several processes train together, all of them do the
+    work; only rank 0 locks the stage, writes its basis and its record, and the others wait until it has begun.
+
     Raises:
-        InputError: a stage that it needs is not done, or it was done, or begun, on another basis: other settings,
-            data, or results of earlier stages.
+        InputError: a stage that it needs is not done; it was done, or begun, on another basis (other settings, data,
+            or results of earlier stages); another process is at it; or the disk is full.
     """
-    folder = run.directory / stage.name
-    basis = {
-        "settings": stage.settings(run.config).model_dump(mode="json"),
-        "seed": run.config.seed,
-        "data_sha256": _sha256(run.data / TABLE),
-        "earlier_stages_sha256": {name: _sha256(run.folder(name) / RECORD) for name in stage.needs},
-    }
-    _require_same_basis(folder, basis)
-    if (folder / RECORD).is_file():
-        console.print(f"{stage.name}: done already in {folder}")
+    folder, is_first = run.directory / stage.name, _rank() == 0
+    if not is_first:
+        _wait_for(folder / BASIS)
+    basis = _basis(run, stage)
+    if is_done(folder, basis):
+        if is_first:
+            console.print(f"{stage.name}: done already in {folder}", markup=False, soft_wrap=True)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "basis.json", basis)
+    with explained_when_full(folder):
+        if not is_first:
+            stage.work(run, folder)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_process(run.directory / f".{stage.name}.lock", folder):
+            if not is_done(folder, basis):  # by another process, just now
+                _work(run, stage, folder, basis)
+
+
+def environment() -> dict[str, str]:
+    """Versions, hardware and commit of this run."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "version": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{library: version(library) for library in _LIBRARIES},
+        "device": device,
+        "cores": str(os.cpu_count()),
+    }
+
+
+def _work(run: Run, stage: Stage, folder: Path, basis: dict[str, Any]) -> None:
+    remove_stale(folder, untouched_s=_PATIENCE_S if _processes() > 1 else 0.0)
+    write_json(folder / BASIS, basis)
+    about = {"config": run.config.model_dump(mode="json"), "environment": environment()}
+    write_json(run.directory / CONFIG, {"data": str(run.data), **about})
     started = time.perf_counter()
     results = stage.work(run, folder)
     record = {
         "stage": stage.name,
         **basis,
         "results": results,
+        "files_sha256": _sha256_of_files(folder),
         "seconds_of_last_start": round(time.perf_counter() - started, 1),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
-        "environment": environment(),
+        **about,
     }
     write_json(folder / RECORD, record)
-    console.print(f"{stage.name}: {record['seconds_of_last_start']} s, peak {record['peak_memory_gb']} GB; {folder}")
+    cost = f"{record['seconds_of_last_start']} s, peak {record['peak_memory_gb']} GB"
+    console.print(f"{stage.name}: {cost}; {folder}", markup=False, soft_wrap=True)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file under a temporary name, then rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def environment() -> dict[str, str]:
-    """Versions, hardware and commit of this run."""
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+def _basis(run: Run, stage: Stage) -> dict[str, Any]:
+    """What a stage's results come from."""
+    table = run.data / TABLE
+    if not table.is_file():
+        raise InputError(f"{table}: no such file; expected the table of cases (see README, training data)")
     return {
-        "version": __version__,
-        "commit": git.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": device,
-        "cores": str(os.cpu_count()),
+        "settings": stage.settings(run.config).model_dump(mode="json"),
+        "seed": run.config.seed,
+        "data_sha256": hashlib.sha256(table.read_bytes()).hexdigest(),
+        "earlier_stages_sha256": {name: _sha256_of_results(run.record(name)) for name in stage.needs},
     }
 
 
-def _sha256(path: Path) -> str:
+def _sha256_of_results(record: dict[str, Any]) -> str:
+    """Digest of what came out of a stage and of its basis, so that it may be repeated to the same effect."""
+    lasting = {key: value for key, value in record.items() if key not in _COST}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256_of_files(folder: Path) -> str:
+    """Digest of the files directly in a stage's folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in (BASIS, RECORD):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def is_done(folder: Path, basis: dict[str, Any]) -> bool:
+    """Whether the stage is done; an error where it was begun on another basis."""
+    if (folder / BASIS).is_file():
+        begun = read_json(folder / BASIS)
+        different = [name for name in basis if begun.get(name) != basis[name]]
+        if different:
+            changes = _changes(begun.get("settings"), basis["settings"], "settings")
+            raise InputError(
+                f"{folder}: begun with other {' and '.join(different)}; use the same ones, another run directory, "
+                "or delete this folder to start the stage again" + (f" ({'; '.join(changes)})" if changes else "")
+            )
+    return (folder / RECORD).is_file()
+
+
+def _changes(before: Any, now: Any, name: str) -> list[str]:
+    """What differs between two trees of settings, leaf by leaf."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = {**before, **now}
+        return [line for key in keys for line in _changes(before.get(key), now.get(key), f"{name}.{key}")]
+    return [] if before == now else [f"{name}: then {before}, now {now}"]
+
+
+@contextmanager
+def _only_process(lock: Path, folder: Path) -> Iterator[None]:
+    """Keep other processes out; the operating system lets them in when this one ends, however it ends."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; expected the table of cases (see README, training data)") from error
+        held = FileLock(lock).acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{folder}: another process is working on this stage; wait for it to end") from error
+    with held:
+        yield
 
 
-def _require_same_basis(folder: Path, basis: dict[str, Any]) -> None:
-    path = folder / "basis.json"
-    if not path.is_file():
-        return
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    different = [name for name in basis if begun.get(name) != basis[name]]
-    if different:
-        raise InputError(
-            f"{folder}: begun with other {' and '.join(different)}; use the same ones, another run directory, "
-            "or delete this folder to start the stage again"
-        )
+def _rank() -> int:
+    """Number of this process among those that train together, as torchrun, Fabric or SLURM gives it."""
+    return next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
+
+
+def _processes() -> int:
+    return next((int(os.environ[name]) for name in ("WORLD_SIZE", "SLURM_NTASKS") if name in os.environ), 1)
+
+
+def _wait_for(path: Path) -> None:
+    """Wait until rank 0 has written a file."""
+    ends = time.monotonic() + _PATIENCE_S
+    while not path.is_file():
+        if time.monotonic() > ends:
+            raise InputError(f"{path}: rank 0 has not begun the stage within {_PATIENCE_S:g} s; see its messages")
+        time.sleep(_POLL_S)
+
+
+def _commit() -> str:
+    """Commit of this code, with ``-dirty`` where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from training.config import TrainingConfig
 from training.phantom.generate import PhantomOptions, write_phantoms
+from training.run import STAGES
+from training.settings import TrainingConfig
+from training.stages import Run, execute
 
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two training cases, one for validation and one for testing."""
+    """Three training cases, the first of them healthy, one for validation and one for testing."""
     out = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(cases=4, seed=4, out=out, options=PhantomOptions(coarseness=4.0, validation=1, test=1))
+    options = PhantomOptions(coarseness=4.0, validation=1, test=1, healthy=1)
+    write_phantoms(cases=5, seed=4, out=out, options=options)
     return out
 
 
 @pytest.fixture(scope="session")
 def tiny_config() -> TrainingConfig:
+    loop = {"width": 1, "precision": "32-true", "learning_rate": 1e-2}
     return TrainingConfig.model_validate(
         {
-            "prepare": {"chunk_spacing_mm": 4.0, "scan_spacing_mm": 5.0, "workers": 1},
+            "prepare": {"chunk_spacing_mm": 4.0, "scan_spacing_mm": 5.0},
+            "vessels": {**loop, "patch_size": 16, "batch": 2, "steps": 3, "sigmas_mm": [3.0, 5.0]},
             "regress": {
-                "width": 1, "chunk_size": 16, "batch": 4, "steps": 6, "workers": 0, "checkpoint_every": 2,
-                "learning_rate": 1e-2, "precision": "32-true", "entropy_start": 0.0, "entropy_full": 0.5,
+                **loop, "chunk_size": 16, "batch": 4, "steps": 6, "checkpoint_every": 2, "validate_every": 3,
+                "equivariance": {"start": 0.3, "full": 0.5}, "entropy": {"start": 0.3, "full": 0.5},
+                "refinement": {"start": 0.3, "full": 0.5},
             },
-            "segment": {"width": 1, "crop_size": 92, "steps": 3, "workers": 0, "precision": "32-true"},
+            "cam": {**loop, "chunk_size": 16, "batch": 4, "steps": 3},
+            "pseudo": {"scales": [1.0, 1.5]},
+            "segment": {**loop, "crop_size": 92, "steps": 3},
         }
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def ready(phantoms: Path, tiny_config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose caches and vessels are made."""
+    run = Run(phantoms, tmp_path_factory.mktemp("ready"), tiny_config, device="cpu")
+    for stage in STAGES[:2]:
+        execute(run, stage)
+    return run
+
+
+@pytest.fixture
+def with_caches(ready: Run) -> Callable[[Path], Path]:
+    """Make a new run directory that has the caches and the vessels already."""
+
+    def make(directory: Path) -> Path:
+        directory.mkdir()
+        for stage in STAGES[:2]:
+            (directory / stage.name).symlink_to(ready.directory / stage.name)
+        return directory
+
+    return make

@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from algorithm.images import Geometry, Volume
-from algorithm.preprocess import covering_grid
-from training.chunks import LobeChunk, cut_lobe, resize_chunk, to_scan
+from training.chunks import cut_lobe, resize
 
 CPU = torch.device("cpu")
 
@@ -40,26 +39,9 @@ def test_resizing_keeps_the_fraction_of_the_lobe():
     mask[4:28, 5:45, 3:19] = 1
     image = np.zeros(mask.shape, dtype=np.float16)
     image[4:12, 5:45, 3:19] = 1.0
-    geometry = Geometry(mask.shape, (1.2,) * 3, (0.0,) * 3, (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+
     for jitter in (1.0, 0.93, 1.08):
-        resized, inside = resize_chunk(LobeChunk(image, mask, geometry), 48, device=CPU, jitter=jitter)
+        resized, inside = resize(torch.from_numpy(image), torch.from_numpy(mask), 48, jitter=jitter)
         assert resized.shape == inside.shape == (1, 1, 48, 48, 48)
         assert (resized[inside == 0] == 0).all()
         assert (resized.sum() / inside.sum()).item() == pytest.approx(1 / 3, abs=0.02)
-
-
-def test_to_scan_inverts_cutting_and_resizing(scan):
-    ct, lobes = scan
-    z, y, x = np.indices(ct.array.shape)
-    smooth = ct.with_array((-1100 + 12 * z + 6 * y + 5 * x).astype(np.float32))
-    chunk = cut_lobe(smooth, lobes, 1, spacing_mm=1.2, margin_mm=5.0)
-    resized, _ = resize_chunk(chunk, 40, device=CPU)
-    grid = covering_grid(ct.geometry, spacing_mm=1.5)
-    back = to_scan(resized[0, 0].numpy(), chunk.geometry, grid)
-    for position in ([15, 24, 20], [10, 15, 15], [20, 33, 25]):  # well inside the lobe
-        point = ct.to_sitk().TransformIndexToPhysicalPoint([int(v) for v in position[::-1]])
-        index = Volume(back, grid).to_sitk().TransformPhysicalPointToIndex(point)[::-1]
-        at_centre = Volume(back, grid).to_sitk().TransformIndexToPhysicalPoint([int(v) for v in index[::-1]])
-        native = ct.to_sitk().TransformPhysicalPointToContinuousIndex(at_centre)[::-1]
-        expected = (-1100 + 12 * native[0] + 6 * native[1] + 5 * native[2] + 1200) / 1500
-        assert back[index] == pytest.approx(expected, abs=0.01)

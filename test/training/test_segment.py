@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from training.config import SegmentSettings
+from training.chunks import take
 from training.prepare import PreparedCase
-from training.segment import LabelledScan, random_crop, take
+from training.segment import LabelledScan, random_crop
+from training.settings import SegmentSettings
 
 
 def test_take_fills_with_zeros_outside():

@@ -48,6 +48,7 @@ class PhantomOptions(BaseModel):
         coarseness: voxel size factor in each axis; 1 is realistic, 2 is quick.
         validation: number of validation cases.
         test: number of test cases.
+        healthy: number of training cases, the first ones, without any lesion; others may be healthy by chance.
         workers: processes.
     """
 
@@ -57,6 +58,7 @@ class PhantomOptions(BaseModel):
     coarseness: float = Field(default=1.0, ge=0.5, le=6.0)
     validation: int = Field(default=0, ge=0)
     test: int = Field(default=0, ge=0)
+    healthy: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=1)
 
 
@@ -85,13 +87,16 @@ class Phantom:
         return {label: score_of(100.0 * float(diseased[label]) / max(int(sizes[label]), 1)) for label in LOBE_LABELS}
 
 
-def make_phantom(rng: np.random.Generator, options: PhantomOptions, lobe_shape: Volume | None = None) -> Phantom:
+def make_phantom(
+    rng: np.random.Generator, options: PhantomOptions, lobe_shape: Volume | None = None, *, healthy: bool = False
+) -> Phantom:
     """Draw one phantom.
 
     Args:
         rng: source of randomness.
         options: voxel size.
         lobe_shape: real lobes to deform; drawn from implicit surfaces if absent.
+        healthy: no lobe has a lesion.
     """
     step_mm = 2.0 * max(1.0, options.coarseness / 1.5)
     protocol = draw_protocol(rng, options.coarseness)
@@ -105,7 +110,8 @@ def make_phantom(rng: np.random.Generator, options: PhantomOptions, lobe_shape: 
 
     covered = np.flatnonzero(lungs.coverage > 0)
     points = _lung_points(lobes, lungs, covered)
-    lesions = make_lesions(rng, points, draw_percentages(rng))
+    percentages = draw_percentages(rng)
+    lesions = make_lesions(rng, points, dict.fromkeys(percentages, 0.0) if healthy else percentages)
     subtypes = _subtypes(lungs, covered, lesions, smallest_component_voxels(geometry))
     drawing, vessels = _draw(tubes, lungs, covered)
     inside = lung_hu(rng, points, lesions, drawing, protocol.blood_hu)

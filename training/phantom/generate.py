@@ -75,11 +75,11 @@ def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions)
     Raises:
         InputError: if the counts do not fit, shapes are missing, or `out` holds phantoms of other options.
     """
-    held_out = options.validation + options.test
+    held_out = options.validation + options.test + options.healthy
     if cases < max(held_out, 1):
         raise InputError(
             f"got {cases} cases, expected at least {max(held_out, 1)} ({options.validation} validation, {options.test} "
-            "test): ask for more cases or hold out fewer"
+            f"test, {options.healthy} healthy): ask for more cases or hold out fewer"
         )
     shapes = shapes_by_split(options.lobe_shapes, seed) if options.lobe_shapes is not None else None
     _claim(out, seed, options)
@@ -120,7 +120,9 @@ def _write_case(
     if not scores_file.exists():
         rng = np.random.default_rng([seed, case])
         shape = None if shapes is None else read_lobe_shape(shapes[int(rng.integers(len(shapes)))])
-        phantom = make_phantom(rng, options, shape)
+        first_healthy = options.test + options.validation
+        is_healthy = first_healthy <= case < first_healthy + options.healthy
+        phantom = make_phantom(rng, options, shape, healthy=is_healthy)
         partial = folder.with_name(name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -1,0 +1,126 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from training.ablate.tables import markdown_a, markdown_b, table_a, table_b
+
+LOBES = ("lul", "lll", "rul", "rll", "rml")
+CONTEXT = [0.30, 0.45, 0.50, 0.65, 0.70]
+BASELINE = [0.20, 0.25, 0.40, 0.50, 0.65]  # less in every scan, by 0.10, 0.20, 0.10, 0.15, 0.05
+REFERENCE = [0, 1, 2, 3, 4]
+
+
+def lines(
+    row: str, ious: list[float], predicted: list[int], *, mixed: list[float | None] | None = None
+) -> list[dict[str, object]]:
+    """Scans of 100 reference voxels; one lobe of each is scored and all have the scores given."""
+    return [
+        {
+            "row": row, "case": f"{k:03d}", "iou": iou, "iou_ground_glass": iou / 2, "iou_consolidation": None,
+            "iou_mixed": mixed[k] if mixed else None, "reference_voxels": 100, "predicted_voxels": 100,
+            "common_voxels": 50,
+            **{f"reference_{lobe}": REFERENCE[k] if lobe == "rul" else None for lobe in LOBES},
+            **{f"predicted_{lobe}": predicted[k] for lobe in LOBES},
+        }
+        for k, iou in enumerate(ious)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def per_scan() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            *lines("threshold", BASELINE, [0, 0, 0, 0, 0]),
+            *lines("CAM raw", [0.3, 0.45, 0.5, 0.65, 0.7], REFERENCE),
+            *lines("CAM + refinement", BASELINE, [0, 1, 2, 3, 3], mixed=[0.1, None, 0.2, None, None]),
+            *lines("+ context", CONTEXT, REFERENCE, mixed=[0.4, 0.9, None, None, None]),
+            *lines("supervised", [0.9] * 5, REFERENCE),
+        ]
+    )
+
+
+@pytest.fixture
+def entries(per_scan) -> dict[str, dict]:
+    return {entry["row"]: entry for entry in table_b(per_scan, ["CAM raw", "CAM + refinement"])}
+
+
+def test_rows_keep_their_order(entries):
+    assert list(entries) == ["threshold", "CAM raw", "CAM + refinement", "+ context", "supervised"]
+
+
+def test_ious_of_a_row(entries):
+    entry = entries["+ context"]
+    assert entry["mean_iou"] == 0.52  # 2.6 / 5
+    assert entry["median_iou"] == 0.5
+    assert entry["pooled_iou"] == 0.3333  # 250 / (500 + 500 - 250)
+    assert (entry["scans"], entry["empty_references"], entry["empty_predictions"]) == (5, 0, 0)
+
+
+def test_empty_scans_are_counted_and_nothing_pooled_over_nothing(per_scan):
+    per_scan[["reference_voxels", "predicted_voxels", "common_voxels"]] = 0
+    entry = table_b(per_scan, ["CAM raw"])[0]
+    assert (entry["empty_references"], entry["empty_predictions"], entry["pooled_iou"]) == (5, 5, None)
+
+
+def test_kappa_by_hand(entries):
+    """One of five pairs is off by one: disagreement 1/5 of 1/5; by chance the mean of |i - j| / 5 over the margins."""
+    chance = np.mean([abs(i - j) for i in REFERENCE for j in [0, 1, 2, 3, 3]]) / 5
+    entry = entries["CAM + refinement"]
+    assert entry["kappa"] == pytest.approx(1 - (1 / 25) / chance, abs=5e-5)
+    assert entry["lobes"] == 5  # the lobes without a score do not count
+    assert entry["kappa_low"] < entry["kappa"] < entry["kappa_high"]
+    assert entries["supervised"]["kappa"] == 1 and entries["supervised"]["agreement"] == "excellent"
+    assert entries["threshold"]["kappa"] == 0 and entries["threshold"]["kappa_low"] is None
+
+
+def test_wilcoxon_by_hand(entries):
+    """Five differences of one sign: the two extreme ones of 2^5 equally likely sign patterns."""
+    entry = entries["CAM + refinement"]
+    assert entry["median_difference"] == -0.1
+    assert entry["p"] == 0.0625
+    assert entry["p_bonferroni"] == 0.125  # m = 2
+
+
+def test_equal_rows_and_rows_that_are_not_compared_have_no_p(entries):
+    assert (entries["CAM raw"]["median_difference"], entries["CAM raw"]["p"]) == (0, None)
+    for name in ("threshold", "+ context", "supervised"):
+        assert [entries[name][key] for key in ("median_difference", "p", "p_bonferroni")] == [None] * 3
+
+
+def test_pairs_are_of_the_same_scan(per_scan):
+    shuffled = per_scan.sample(frac=1, random_state=3)
+    entry = next(e for e in table_b(shuffled, ["CAM + refinement"]) if e["row"] == "CAM + refinement")
+    assert entry["p"] == 0.0625
+
+
+def test_table_a_counts_the_scans_behind_each_subtype(per_scan):
+    baseline, full, supervised = table_a(per_scan)
+    assert [baseline["row"], full["row"], supervised["row"]] == [
+        "CAM + refinement",
+        "dRAM full (+ context)",
+        "supervised",
+    ]
+    assert (full["overall_iou"], full["overall_scans"]) == (0.52, 5)
+    assert (full["ground_glass_iou"], full["ground_glass_scans"]) == (0.26, 5)
+    assert (full["consolidation_iou"], full["consolidation_scans"]) == (None, 0)
+    assert (full["mixed_iou"], full["mixed_scans"]) == (0.65, 2)
+    assert (baseline["mixed_iou"], baseline["mixed_scans"]) == (0.15, 2)
+
+
+def test_table_a_tests_the_baseline_in_four_columns(per_scan):
+    baseline, full, _ = table_a(per_scan)
+    assert baseline["overall_p_bonferroni"] == 0.25  # 4 x 0.0625
+    assert baseline["mixed_p_bonferroni"] == 1.0  # one scan has both values: p 1
+    assert baseline["consolidation_p_bonferroni"] is None
+    assert full["overall_p_bonferroni"] is None
+
+
+def test_markdown_says_m_and_gives_every_row(per_scan, entries):
+    text = markdown_b(list(entries.values()), m=2)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 5 and len({line.count("|") for line in table}) == 1
+    assert "Bonferroni m = 2" in text and table[0].endswith("| p × 2 |")
+    assert "| CAM + refinement | 0.400 |" in text and table[4].endswith("| -0.100 | 0.062 | 0.12 |")
+    text = markdown_a(table_a(per_scan))
+    assert "| dRAM full (+ context) | 0.520 (n = 5) | 0.260 (n = 5) | - (n = 0) | 0.650 (n = 2) | 1.000" in text
+    assert "p times m = 4: overall 0.25" in text

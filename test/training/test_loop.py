@@ -1,0 +1,151 @@
+"""The loop itself; what it trains is tested where it is built."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from algorithm.errors import InputError
+from training.loop import BEST, CHECKPOINT, learning_rate, load_trained, make_fabric, make_optimiser, shuffled
+from training.settings import LoopSettings, TrainingConfig
+from training.stages import Run
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def toml(config: TrainingConfig, **regress: object) -> str:
+    """Settings as a file: sections of plain values and inline tables."""
+
+    def text(value: object) -> str:
+        if isinstance(value, dict):
+            return "{ " + ", ".join(f"{k} = {text(v)}" for k, v in value.items() if v is not None) + " }"
+        if isinstance(value, (list, tuple)):
+            return "[" + ", ".join(map(text, value)) + "]"
+        return f'"{value}"' if isinstance(value, str) else str(value).lower()
+
+    content = config.model_dump(mode="json")
+    content["regress"] |= regress
+    sections = {name: part for name, part in content.items() if isinstance(part, dict)}
+    lines = [f"seed = {content['seed']}"]
+    for name, part in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {text(value)}" for key, value in part.items() if value is not None)]
+    return "\n".join(lines) + "\n"
+
+
+def log(directory: Path) -> dict[str, np.ndarray]:
+    with (directory / "regress" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+
+
+def command(*words: object) -> list[str]:
+    return [str(word) for word in words]
+
+
+def test_two_processes_learn_like_one_with_twice_the_batch(ready, with_caches, tmp_path):
+    """Batch statistics belong to a process, so the equality needs instance normalisation."""
+    curves = []
+    for processes, batch in ((1, 4), (2, 2)):
+        config = tmp_path / f"{processes}.toml"
+        config.write_text(toml(ready.config, batch=batch, norm="instance", steps=8))
+        directory = with_caches(tmp_path / f"run{processes}")
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2] if processes == 2 else []
+        subprocess.run(
+            command(
+                sys.executable, *start, "-m", "training", "regress", "--data", ready.data, "--run-dir", directory,
+                "--config", config, "--device", "cpu",
+            ),
+            check=True, env=ENVIRONMENT, cwd=ROOT, timeout=240, capture_output=True,
+        )  # fmt: skip
+        curves.append(log(directory))
+    assert list(curves[0]["step"]) == list(curves[1]["step"]) == list(range(8))
+    for term in ("loss", "interval", "equivariance", "entropy", "refinement"):
+        np.testing.assert_allclose(curves[1][term], curves[0][term], rtol=2e-3, atol=1e-5, err_msg=term)
+
+
+@pytest.mark.parametrize("stage", ["regress", "segment-reference"])
+def test_killed_and_run_again_ends_like_an_unbroken_run(ready, with_caches, tmp_path, stage):
+    content = ready.config.model_dump(mode="json")
+    content["regress"] |= {"steps": 60, "checkpoint_every": 10, "validate_every": 15}
+    content["segment"] |= {"steps": 30, "checkpoint_every": 5}
+    config = tmp_path / "config.toml"
+    config.write_text(toml(TrainingConfig.model_validate(content)))
+    states = {}
+    for name in ("unbroken", "killed"):
+        directory = with_caches(tmp_path / name)
+        words = command(
+            sys.executable, "-m", "training", stage, "--data", ready.data, "--run-dir", directory, "--config", config,
+            "--device", "cpu",
+        )  # fmt: skip
+        if name == "killed":
+            kill_after_lines(words, directory / stage / "log.csv", 18)
+        subprocess.run(words, check=True, env=ENVIRONMENT, cwd=ROOT, timeout=240, capture_output=True)
+        states[name] = torch.load(directory / stage / CHECKPOINT, weights_only=True)
+    assert all(torch.equal(states["unbroken"]["network"][k], states["killed"]["network"][k]) for k in
+               states["unbroken"]["network"])  # fmt: skip
+    logs = [(tmp_path / name / stage / "log.csv").read_bytes() for name in ("unbroken", "killed")]
+    assert logs[0] == logs[1]
+    if stage == "regress":
+        best = [torch.load(tmp_path / name / stage / BEST, weights_only=True) for name in ("unbroken", "killed")]
+        assert best[0]["step"] == best[1]["step"]
+        assert all(torch.equal(best[0]["network"][k], best[1]["network"][k]) for k in best[0]["network"])
+
+
+def kill_after_lines(words: list[str], path: Path, lines: int) -> None:
+    process = subprocess.Popen(words, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.read_bytes().count(b"\n") > lines):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL  # it was not through yet
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / CHECKPOINT).write_bytes(b"PK\x03\x04 not all of it")
+    with pytest.raises(InputError, match=r"checkpoint.pt: damaged checkpoint; delete the folder .* to train again"):
+        load_trained(torch.nn.Linear(1, 1), tmp_path)
+
+
+def test_a_gpu_that_is_not_there_is_refused(phantoms, tiny_config, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match="device: got cuda, but PyTorch sees no usable GPU"):
+        make_fabric(Run(phantoms, tmp_path, tiny_config, device="cuda"), "32-true")
+
+
+def test_every_item_comes_once_an_epoch():
+    seen = [i for step in range(10) for _, i in shuffled(20, 4, step, seed=5)]
+    assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20)) and seen[:20] != seen[20:]
+    assert list(shuffled(20, 4, 7, seed=5)) == list(enumerate(seen))[28:32]
+
+
+def test_processes_share_the_sequence():
+    one = [item for step in range(3) for item in shuffled(10, 4, step, seed=1)]
+    two = [item for step in range(3) for process in (0, 1) for item in shuffled(10, 2, 2 * step + process, seed=1)]
+    assert one == two
+
+
+def test_learning_rate_falls_along_a_cosine_or_stays():
+    falling = LoopSettings(steps=4, learning_rate=0.1)
+    rates = [learning_rate(falling, step) for step in range(5)]
+    assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447, 0.0], abs=1e-6)
+    constant = LoopSettings(steps=4, learning_rate=0.1, schedule="constant")
+    assert [learning_rate(constant, step) for step in range(5)] == [0.1] * 5
+
+
+def test_the_papers_optimiser_has_momentum():
+    network = torch.nn.Linear(1, 1)
+    sgd = make_optimiser(network, LoopSettings(optimiser="sgd", learning_rate=1e-5))
+    assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.9 and sgd.defaults["lr"] == 1e-5
+    assert isinstance(make_optimiser(network, LoopSettings()), torch.optim.Adam)

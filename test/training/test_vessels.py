@@ -1,0 +1,259 @@
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from algorithm.errors import InputError
+from algorithm.images import Volume
+from algorithm.lobes import LOBES
+from algorithm.network import UNet3D
+from algorithm.preprocess import resample
+from evaluation.metrics import dice
+from training import vessels as stage_module
+from training.cases import Case, read_cases
+from training.parallel import Workers
+from training.prepare import PreparedCase, prepare, prepared
+from training.settings import TrainingConfig, VesselSettings
+from training.stages import Run, Stage, execute
+from training.vesselness import without_thick
+from training.vessels import (
+    HealthyScan,
+    VesselSteps,
+    chunk_vessels,
+    healthy_cases,
+    new_network,
+    random_patch,
+    scan_vessels,
+    vessel_probability,
+    vessel_terms,
+    vessels,
+)
+
+PREPARE = Stage("prepare", "", (), lambda config: config.prepare, prepare)
+VESSELS = Stage("vessels", "", ("prepare",), lambda config: config.vessels, vessels)
+
+
+def case(name: str, split: str, scores: dict[int, int]) -> Case:
+    return Case(name, Path("ct.mha"), Path("lobes.mha"), scores, None, None, split)  # type: ignore[arg-type]
+
+
+WELL = dict.fromkeys(range(1, 6), 0)
+
+
+def test_healthy_are_training_cases_with_five_scores_of_0():
+    cases = [
+        case("sick", "train", WELL | {3: 1}),
+        case("well", "train", WELL),
+        case("partly scored", "train", dict.fromkeys(range(1, 5), 0)),
+        case("not scored", "train", {}),
+        case("held out", "test", WELL),
+        case("for validation", "validation", WELL),
+        case("well too", "train", dict(WELL)),
+    ]
+    assert [healthy.name for healthy in healthy_cases(cases)] == ["well", "well too"]
+
+
+def test_no_healthy_case_is_an_error_that_names_the_cure():
+    with pytest.raises(
+        InputError, match="no healthy case .* split train and score 0 in all five lobes; add scans of healthy lungs"
+    ):
+        healthy_cases([case("sick", "train", WELL | {3: 1}), case("held out", "test", WELL)])
+
+
+@pytest.fixture
+def scan(tmp_path) -> HealthyScan:
+    """Two lobes with intensity 0.2, 0.3 more on vessel: one voxel, far from the edges."""
+    lobes = np.zeros((30, 40, 50), dtype=np.uint8)
+    lobes[2:28, 5:35, 5:20], lobes[2:28, 5:35, 30:45] = 1, 3
+    reference = np.zeros(lobes.shape, dtype=np.uint8)
+    reference[15, 20, 36] = 1
+    np.save(tmp_path / "scan_image.npy", (0.2 * (lobes > 0) + 0.3 * reference).astype(np.float16))
+    np.save(tmp_path / "scan_lobes.npy", lobes)
+    np.save(tmp_path / "reference.npy", reference)
+    return HealthyScan(PreparedCase("a", tmp_path), tmp_path / "reference.npy")
+
+
+def test_image_vessels_and_lobes_of_a_patch_are_the_same_place(scan):
+    for seed in range(20):
+        patch = random_patch(scan, 16, np.random.default_rng(seed))
+        assert all(part.shape == (16,) * 3 and part.dtype == torch.float32 for part in vars(patch).values())
+        levels = sorted(patch.image.unique().tolist())
+        assert torch.equal(patch.image > 0, patch.inside == 1)
+        assert torch.equal(patch.vessels == 1, patch.image == levels[-1]) or patch.vessels.sum() == 0
+
+
+def test_half_of_the_patches_are_centred_on_a_vessel(scan):
+    middle = (slice(7, 9),) * 3  # voxel 8, and 7 where an axis is mirrored
+    patches = [random_patch(scan, 16, np.random.default_rng(seed)) for seed in range(300)]
+    centred = sum(bool(patch.vessels[middle].any()) for patch in patches)
+    assert all(patch.inside[middle].any() for patch in patches)
+    assert 120 <= centred <= 180  # 150 expected, standard deviation 9
+
+
+def test_data_of_a_step_depend_on_seed_and_step_and_process_alone(scan):
+    settings = VesselSettings(patch_size=16, batch=2)
+    steps = VesselSteps([scan] * 3, settings, 5)
+    first, again, other = steps[4], VesselSteps([scan] * 3, settings, 5)[4], VesselSteps([scan] * 3, settings, 6)[4]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a.image, b.image) for a, b in zip(first, other, strict=True))
+    two = [VesselSteps([scan] * 3, settings, 5, process=process, processes=2)[2] for process in (0, 1)]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(first, two[0], strict=True))
+    assert all(torch.equal(a.image, b.image) for a, b in zip(steps[5], two[1], strict=True))
+
+
+def test_losses_count_lobe_voxels_only():
+    logits = torch.tensor([0.0, 0.0, 0.0, 0.0, 50.0, -50.0]).reshape(1, 1, 1, 1, 6)
+    target = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 1.0]).reshape(logits.shape)
+    inside = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0]).reshape(logits.shape)
+    terms = vessel_terms(logits, target, inside)
+    assert [weight for weight, _ in terms.values()] == [1.0, 1.0]
+    assert terms["cross_entropy"][1].item() == pytest.approx(math.log(2))
+    assert terms["dice"][1].item() == pytest.approx(1 - (2 * 0.5 + 1) / (4 * 0.5 + 1 + 1))
+
+
+def test_perfect_prediction_has_no_loss():
+    target = (torch.arange(64) % 3 == 0).float().reshape(1, 1, 4, 4, 4)
+    terms = vessel_terms(200 * target - 100, target, torch.ones_like(target))
+    assert all(value.item() == pytest.approx(0, abs=1e-6) for _, value in terms.values())
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, UNet3D]:
+    """The same weights, unlike the initial ones as after training, with either padding."""
+    torch.manual_seed(0)
+    settings = VesselSettings(width=1)
+    same, valid = new_network(settings, "same"), new_network(settings, "valid")
+    with torch.no_grad():
+        for module in same.modules():
+            if isinstance(module, torch.nn.BatchNorm3d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+        same.last.weight.mul_(20)
+    valid.load_state_dict(same.state_dict())
+    return {"same": same.eval(), "valid": valid.eval()}
+
+
+@pytest.fixture(scope="module")
+def speckle() -> np.ndarray:
+    return np.random.default_rng(1).random((4, 20, 4), dtype=np.float32)
+
+
+def probability_of(network: UNet3D, image: np.ndarray) -> np.ndarray:
+    return vessel_probability(network, image, np.ones(image.shape, dtype=bool), Fabric(accelerator="cpu"), width=1)
+
+
+def test_tiles_do_not_show(networks, speckle, monkeypatch):
+    whole = probability_of(networks["valid"], speckle)
+    monkeypatch.setattr(stage_module, "TILE_MEMORY_BYTES", 5.3e7)
+    calls = []
+    hook = networks["valid"].register_forward_hook(lambda *_: calls.append(1))
+    tiled = probability_of(networks["valid"], speckle)
+    hook.remove()
+    assert len(calls) > 1 and whole.std() > 1e-3
+    np.testing.assert_allclose(tiled, whole, atol=2e-6)
+
+
+def test_prediction_is_that_of_the_network_as_trained_far_from_its_borders(networks, speckle):
+    """Zero padding inside the network is felt up to 54 voxels deep; 62 before the scan keep its poolings in phase."""
+    padded = np.pad(speckle, [(62, 62 + (4 - n) % 8) for n in speckle.shape])
+    with torch.inference_mode():
+        logits = networks["same"](torch.from_numpy(padded)[None, None])[0, 0]
+    expected = logits.sigmoid().numpy()[tuple(slice(62, 62 + n) for n in speckle.shape)]
+    np.testing.assert_allclose(probability_of(networks["valid"], speckle), expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def finished(phantoms, tiny_config, tmp_path_factory) -> Run:
+    """A run whose network knows little, and a threshold low enough that it finds something."""
+    config = tiny_config.model_dump()
+    config["vessels"]["threshold"] = 0.05
+    run = Run(phantoms, tmp_path_factory.mktemp("run"), TrainingConfig.model_validate(config), "cpu", Workers(1))
+    execute(run, PREPARE)
+    execute(run, VESSELS)
+    return run
+
+
+def test_results_are_those_of_the_masks(finished):
+    cases = read_cases(finished.data)
+    results = finished.record("vessels")["results"]
+    assert results["cases"] == len(cases) == 5 and results["healthy_cases"] == len(healthy_cases(cases)) >= 1
+    shares, dices = [], []
+    for one in cases:
+        caches, mask = prepared(finished, one), scan_vessels(finished, one)
+        inside = caches.array("scan_lobes") > 0
+        assert mask.dtype == np.uint8 and mask.shape == inside.shape and not mask[~inside].any()
+        shares.append((mask > 0).sum() / inside.sum())
+        if one.split != "train":
+            classes = caches.array("scan_classes")
+            beside = inside & (classes != 2)
+            dices.append(dice(classes[beside] == 1, mask[beside] > 0))
+    assert 0 < np.mean(shares) < 1 and len(dices) == 2
+    assert results["vessel_share"] == pytest.approx(np.mean(shares))
+    assert results["dice_against_reference"] == pytest.approx(np.mean(dices))
+
+
+def test_chunk_masks_are_the_scans_on_the_grids_of_the_chunks(finished):
+    one = prepared(finished, read_cases(finished.data)[0])
+    scan = Volume(scan_vessels(finished, one), one.geometry("scan"))
+    for lobe in LOBES:
+        mask, grid = chunk_vessels(finished, one, lobe.key), one.geometry(lobe.key)
+        assert mask.dtype == np.uint8 and mask.shape == one.chunk(lobe.key).mask.shape
+        np.testing.assert_array_equal(mask, resample(scan, grid, "nearest").array)
+
+
+def test_only_healthy_cases_have_references(finished):
+    folder = finished.directory / "vessels" / "references"
+    names = {healthy.name for healthy in healthy_cases(read_cases(finished.data))}
+    assert {path.stem for path in folder.iterdir()} == names
+
+
+def test_a_stopped_stage_does_only_what_is_missing(finished):
+    folder = finished.directory / "vessels"
+    names = [one.name for one in read_cases(finished.data)]
+    expected = {name: np.load(folder / name / "scan.npy") for name in names}
+    record = json.loads((folder / "done.json").read_text())
+    (folder / "done.json").unlink()
+    (folder / names[1]).rename(folder / f"{names[1]}.tmp")  # as if it had been stopped while this was written
+    (folder / f"{names[1]}.tmp" / "scan.npy").write_bytes(b"half")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy") if names[1] not in path.parent.name}
+    execute(finished, VESSELS)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not list(folder.glob("*.tmp"))
+    for name in names:
+        np.testing.assert_array_equal(np.load(folder / name / "scan.npy"), expected[name])
+    assert finished.record("vessels")["results"] == record["results"]
+
+
+def test_thick_objects_are_left_in_on_request(finished):
+    cases = read_cases(finished.data)
+    limited = finished.config.vessels.model_copy(update={"thickest_mm": 10.0})
+    run = replace(finished, config=finished.config.model_copy(update={"vessels": limited}))
+    folder = finished.directory / "limited"
+    shutil.copytree(finished.directory / "vessels", folder)
+    shutil.rmtree(folder / cases[0].name)
+    vessels(run, folder)
+    mask = scan_vessels(finished, cases[0]) > 0
+    thin = without_thick(mask, spacing_mm=5.0, thickest_mm=10.0)
+    assert not np.array_equal(thin, mask)
+    np.testing.assert_array_equal(np.load(folder / cases[0].name / "scan.npy"), thin)
+
+
+def test_masks_are_refused_before_the_stage_is_done(finished, tmp_path):
+    with pytest.raises(InputError, match="stage vessels is not done; run `python -m training vessels` first"):
+        scan_vessels(replace(finished, directory=tmp_path), read_cases(finished.data)[0])
+
+
+def test_a_healthy_case_without_any_tube_is_named(scan):
+    np.save(scan.case.folder / "scan_image.npy", (0.2 * (scan.case.array("scan_lobes") > 0)).astype(np.float16))
+    geometry = {"size_zyx": [30, 40, 50], "spacing_zyx_mm": [1.5] * 3, "origin_xyz_mm": [0.0] * 3}
+    (scan.case.folder / "geometries.json").write_text(
+        json.dumps({"scan": geometry | {"direction": [1.0, 0, 0, 0, 1, 0, 0, 0, 1]}})
+    )
+    with pytest.raises(InputError, match=r"case a: no vessel found 3\.0 mm or more inside the lungs"):
+        stage_module._write_reference(VesselSettings(), scan)

@@ -1,0 +1,141 @@
+"""What the parts of a training step cost, as ratios of times in one run: machines differ, ratios less so.
+
+python -m training benchmark --device cpu
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.benchmark import Timer
+
+from algorithm.errors import InputError
+from algorithm.network import PERIOD, UNet3D
+from training.crf import dense_crf
+from training.parallel import console
+from training.settings import CrfSettings
+
+LONGEST_S = 20.0  # after which a measurement is not repeated again
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        comparison: what takes the first time, and what the second.
+        first_s: median time in seconds.
+        second_s: likewise.
+        remark: what else to know.
+    """
+
+    comparison: str
+    first_s: float
+    second_s: float
+    remark: str
+
+
+def benchmark(*, device: str, width: int, chunk_size: int, batch: int) -> None:
+    """Measure on a device and print a table.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        width: filters of the network's first convolution.
+        chunk_size: voxels per side of a lobe chunk, a multiple of 8.
+        batch: chunks per step.
+
+    Raises:
+        InputError: there is no such device, or the chunk size is not a multiple of 8.
+    """
+    if chunk_size <= 0 or chunk_size % PERIOD:
+        raise InputError(f"chunk size: got {chunk_size} voxels, expected a multiple of {PERIOD}; use 80")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: got cuda, but PyTorch sees no usable GPU here; use --device cpu or auto")
+    used = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    generator = torch.Generator().manual_seed(0)
+    probability, image = (chunks.to(used) for chunks in phantom_chunks(batch, chunk_size, generator))
+
+    rows = [compare_crf_with_network(probability, image, width)]
+    if find_spec("pydensecrf"):
+        rows.insert(0, compare_crf_engines(probability, image))
+    else:
+        console.print("pydensecrf2 is not installed, so the engines of the dense CRF are not compared")
+    console.print(as_table(rows, title=f"{batch} x {chunk_size}^3, {used.type}, {torch.get_num_threads()} threads"))
+
+
+def as_table(rows: list[Row], *, title: str) -> Table:
+    """The rows and the ratios of their times."""
+    table = Table("compared", "seconds", "ratio", "", title=title)
+    for row in rows:
+        seconds, ratio = f"{row.first_s:.3g} / {row.second_s:.3g}", row.first_s / row.second_s
+        table.add_row(row.comparison, seconds, f"{ratio:.2g}", row.remark)
+    return table
+
+
+def compare_crf_engines(probability: Tensor, image: Tensor) -> Row:
+    """Time of the dense CRF in torch over that in pydensecrf2, and the overlap of their lesions.
+
+    Args:
+        probability: (B, 1, D, H, W), on the device of the torch engine; pydensecrf2 uses one core in any case.
+        image: intensities, the same shape.
+
+    Raises:
+        InputError: pydensecrf2 is not installed.
+    """
+    engines = [partial(dense_crf, probability, image, CrfSettings(engine=name)) for name in ("torch", "pydensecrf2")]
+    first, second = (engine() > 0.5 for engine in engines)
+    overlap = float((first & second).sum() / (first | second).sum())
+    first_s, second_s = (median_seconds(engine) for engine in engines)
+    return Row("dense CRF: torch / pydensecrf2", first_s, second_s, f"IoU of the labels {overlap:.4f}")
+
+
+def compare_crf_with_network(probability: Tensor, image: Tensor, width: int) -> Row:
+    """Time of the dense CRF over that of the network forward and backward, in bfloat16, on the same chunks.
+
+    Args:
+        probability: (B, 1, D, H, W), on the device.
+        image: intensities, the same shape and device.
+        width: filters of the network's first convolution.
+    """
+    network = UNet3D(out_channels=1, width=width).to(image.device)
+    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    chunks = image.contiguous(memory_format=torch.channels_last_3d)
+
+    def step() -> None:
+        network.zero_grad()
+        with torch.autocast(image.device.type, dtype=torch.bfloat16):
+            logits = network(chunks)
+        logits.float().sigmoid().mean().backward()
+
+    first_s, second_s = median_seconds(partial(dense_crf, probability, image, CrfSettings())), median_seconds(step)
+    return Row("dense CRF / network forward + backward", first_s, second_s, f"width {width}, bfloat16")
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    """Median time of a piece of work after warming up; on a GPU until its results are there."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return timer.adaptive_autorange(max_run_time=LONGEST_S).median
+
+
+def phantom_chunks(batch: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Textured chunks with bright blobs, and a coarse and noisy probability of the blobs.
+
+    Returns:
+        Probability and image, float32 in [0, 1], (B, 1, size, size, size) each.
+    """
+
+    def noise(voxels: int) -> Tensor:
+        coarse = torch.randn(batch, 1, *3 * (max(2, size // voxels),), generator=generator)
+        return functional.interpolate(coarse, size=3 * (size,), mode="trilinear")
+
+    blobs = noise(16) > 0.4
+    image = 0.25 + 0.25 * blobs + 0.08 * noise(3) + 0.03 * noise(1)
+    smooth = functional.avg_pool3d(blobs.float(), 5, stride=1, padding=2)
+    return (8 * smooth - 4 + 2 * noise(5) + noise(2)).sigmoid(), image.clamp(0, 1)

@@ -1,0 +1,157 @@
+"""The fully connected CRF of two labels, by mean field, that cleans up a lesion probability."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from algorithm.errors import InputError
+from training.settings import CrfSettings
+
+SMALLEST_PROBABILITY = 1e-4  # of either label, before the logarithm
+TOLERANCE = 1e-3  # by which rounding may lead out of [0, 1]
+GREY_LEVELS = 255.0
+CELLS_PER_SIGMA = 4  # of space
+LEVELS_PER_SIGMA = 2  # of grey level
+
+Kernel = Callable[[Tensor], Tensor]
+"""Sums a map (B, D, H, W) over all voxels of a chunk, weighted by their similarity to each voxel."""
+
+
+@torch.no_grad()
+def dense_crf(probability: Tensor, image: Tensor, settings: CrfSettings) -> Tensor:
+    """Lesion probability after mean field in a CRF that connects all voxels of a chunk with each other.
+
+    The unary energies are -log of the probabilities of lesion and background. Every pair of voxels with different
+    labels costs the weighted sum of two Gaussian kernels: one of their distance, in voxels, the other of their
+    distance and their difference in grey level. A kernel is divided by the square roots of its sums over all voxels,
+    taken at the two of the pair.
+
+    Args:
+        probability: of lesion, in [0, 1], (B, 1, D, H, W).
+        image: intensities in [0, 1], 1 being grey level 255; same shape and device.
+        settings: kernels, their weights, iterations, and the engine. Both engines mean the same, and approximate the
+            appearance kernel: ``torch`` by a bilateral grid on any device, ``pydensecrf2`` by a permutohedral lattice.
+
+    Returns:
+        float32 in [0, 1], the same shape, without gradients. No iterations leave ``probability``, clipped to 1e-4.
+
+    Raises:
+        InputError: shapes differ, values are outside [0, 1] or not finite, or pydensecrf2 is not installed.
+
+    Source: Kraehenbuehl and Koltun (2011), Efficient inference in fully connected CRFs with Gaussian edge potentials.
+    """
+    _check(probability, image)
+    infer = _mean_field if settings.engine == "torch" else _pydensecrf2
+    device = probability.device.type
+    together = 1 if device == "cpu" else len(probability)  # a chunk fits a CPU's cache, a batch fills a GPU
+    batches = zip(*(torch.split(values[:, 0], together) for values in (probability, image)), strict=True)
+    with torch.autocast(device, enabled=False):  # half precision is too coarse for sums over a chunk
+        parts = [infer(p.float().clamp(0, 1), GREY_LEVELS * f.float().clamp(0, 1), settings) for p, f in batches]
+    return torch.cat(parts)[:, None]
+
+
+def _check(probability: Tensor, image: Tensor) -> None:
+    if probability.shape != image.shape or probability.ndim != 5 or probability.shape[1] != 1 or not len(probability):
+        raise InputError(
+            f"dense CRF: got a probability of shape {tuple(probability.shape)} and an image of shape "
+            f"{tuple(image.shape)}, expected the same (B, 1, D, H, W); resample one to the other"
+        )
+    for name, values in {"probability": probability, "image": image}.items():
+        low, high = (end.item() for end in values.aminmax())
+        if not -TOLERANCE <= low <= high <= 1 + TOLERANCE:  # so too where a value is NaN
+            raise InputError(f"dense CRF: got a {name} from {low:g} to {high:g}, expected 0 to 1; window or clip it")
+
+
+def _mean_field(probability: Tensor, grey: Tensor, settings: CrfSettings) -> Tensor:
+    """Mean field of two labels, written for the log-odds of lesion; tensors (B, D, H, W)."""
+    smoothness = _normalised(_smoothness(grey, settings.smoothness_sigma), grey)
+    appearance = _normalised(_appearance(grey, settings.appearance_sigma, settings.appearance_sigma_grey), grey)
+    evidence = torch.logit(probability, eps=SMALLEST_PROBABILITY)
+    log_odds = evidence
+    for _ in range(settings.iterations):
+        belief = 2 * log_odds.sigmoid() - 1  # probability of lesion less that of background
+        smooth, similar = smoothness(belief), appearance(belief)
+        log_odds = evidence + settings.smoothness_weight * smooth + settings.appearance_weight * similar
+    return log_odds.sigmoid()
+
+
+def _normalised(kernel: Kernel, like: Tensor) -> Kernel:
+    scale = kernel(torch.ones_like(like)).rsqrt()
+    return lambda values: scale * kernel(scale * values)
+
+
+def _smoothness(grey: Tensor, sigma: float) -> Kernel:
+    """Gaussian kernel of the distance, exact."""
+    matrices = [_gaussian(length, sigma, grey.device) for length in grey.shape[1:]]
+    return lambda values: _along_axes(values, matrices)
+
+
+def _appearance(grey: Tensor, sigma: float, sigma_grey: float) -> Kernel:
+    """Gaussian kernel of distance and grey level on a bilateral grid: splat, blur, slice.
+
+    Voxels of a cell, a quarter of a standard deviation wide, share their place in the grid. Along the grey level each
+    is split linearly between two neighbouring levels, once to enter the grid and once to leave it. That alone adds a
+    third of their squared distance to the variance, so the blur lacks as much.
+    """
+    width = max(1, round(sigma / CELLS_PER_SIGMA))
+    places = [torch.arange(length, device=grey.device) // width for length in grey.shape[1:]]
+    level = grey.flatten() * (LEVELS_PER_SIGMA / sigma_grey)
+    levels = math.ceil(GREY_LEVELS * LEVELS_PER_SIGMA / sigma_grey) + 2
+    shape = (len(grey), *(math.ceil(length / width) for length in grey.shape[1:]), levels)
+
+    matrices = [_gaussian(length, sigma / width, grey.device) for length in shape[1:-1]]
+    matrices.append(_gaussian(shape[-1], math.sqrt(LEVELS_PER_SIGMA**2 - 1 / 3), grey.device))
+
+    z, y, x = places
+    cell = torch.arange(math.prod(shape[:-1]), device=grey.device).view(shape[:-1])[:, z[:, None, None], y[:, None], x]
+    nodes = cell.flatten() * shape[-1] + torch.stack([level.long(), level.long() + 1])  # (2, B D H W)
+    weights = torch.stack([1 - level.frac(), level.frac()])
+
+    def sum_over_pairs(values: Tensor) -> Tensor:
+        grid = values.new_zeros(math.prod(shape))
+        grid.index_add_(0, nodes.flatten(), (weights * values.flatten()).flatten())
+        grid = _along_axes(grid.view(shape), matrices).flatten()
+        return (weights * grid.take(nodes)).sum(dim=0).view_as(values)
+
+    return sum_over_pairs
+
+
+def _gaussian(length: int, sigma: float, device: torch.device) -> Tensor:
+    """Gaussian of the distance between any two of the integers below ``length``; (length, length)."""
+    positions = torch.arange(length, dtype=torch.float32, device=device)
+    return torch.exp(-0.5 * ((positions[:, None] - positions) / sigma) ** 2)
+
+
+def _along_axes(values: Tensor, matrices: list[Tensor]) -> Tensor:
+    """Multiply each axis but the first by its matrix."""
+    for matrix in matrices:  # each time the second axis goes and comes back as the last
+        values = torch.tensordot(values, matrix, dims=([1], [0]))
+    return values
+
+
+def _pydensecrf2(probability: Tensor, grey: Tensor, settings: CrfSettings) -> Tensor:
+    chunks = zip(probability.cpu().numpy(), grey.cpu().numpy(), strict=True)
+    return torch.stack([_pydensecrf2_chunk(*chunk, settings) for chunk in chunks]).to(probability.device)
+
+
+def _pydensecrf2_chunk(probability: NDArray[np.float32], grey: NDArray[np.float32], settings: CrfSettings) -> Tensor:
+    try:
+        from pydensecrf import densecrf, utils
+    except ImportError as error:
+        raise InputError(
+            "dense CRF: the engine pydensecrf2 is not installed; run `pip install pydensecrf2`, or set engine to torch"
+        ) from error
+    crf = densecrf.DenseCRF(probability.size, 2)
+    crf.setUnaryEnergy(utils.unary_from_softmax(np.stack([1 - probability, probability]), clip=SMALLEST_PROBABILITY))
+    smoothness = utils.create_pairwise_gaussian(3 * [settings.smoothness_sigma], grey.shape)
+    crf.addPairwiseEnergy(smoothness, compat=settings.smoothness_weight)
+    sigmas = 3 * [settings.appearance_sigma], settings.appearance_sigma_grey
+    crf.addPairwiseEnergy(utils.create_pairwise_bilateral(*sigmas, grey), compat=settings.appearance_weight)
+    lesion = np.array(crf.inference(settings.iterations), dtype=np.float32)[1]
+    return torch.from_numpy(lesion.reshape(grey.shape))

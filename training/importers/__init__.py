@@ -1,0 +1,1 @@
+"""Public data sets brought into a data directory: images, lobe scores and cases.csv."""

@@ -1,0 +1,165 @@
+"""Settings of every stage, checked; the defaults are the project's recommendation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import Self
+
+from algorithm.network import PERIOD, SMALLEST_VALID_INPUT
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PrepareSettings(Settings):
+    """Caches of lobe chunks and whole scans."""
+
+    chunk_spacing_mm: float = Field(1.2, gt=0, description="isotropic spacing of lobe chunks before resizing")
+    chunk_margin_mm: float = Field(5.0, ge=0, description="margin around a lobe's bounding box")
+    scan_spacing_mm: float = Field(1.5, gt=0, description="isotropic spacing of the final network's input")
+
+
+class LoopSettings(Settings):
+    """What every training loop needs."""
+
+    width: int = Field(32, ge=1, description="filters of the network's first convolution")
+    steps: int = Field(20_000, ge=1, description="optimiser steps")
+    batch: int = Field(4, ge=1, description="chunks or crops per step and process")
+    optimiser: Literal["adam", "sgd"] = Field("adam", description="sgd has momentum 0.9, as in the paper")
+    learning_rate: float = Field(1e-4, gt=0, description="of the optimiser at the first step")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to zero over the steps")
+    precision: Literal["32-true", "bf16-mixed"] = Field("bf16-mixed", description="arithmetic of the network")
+    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+
+
+class Ramp(Settings):
+    """Weight of a loss term: nothing before ``start``, full from ``full`` on, linear between."""
+
+    weight: float = Field(1.0, ge=0, description="of the term in the sum, once ramped in; 0 leaves the term out")
+    start: float = Field(0.0, ge=0, le=1, description="fraction of the steps before the term begins")
+    full: float = Field(0.0, ge=0, le=1, description="fraction of the steps when it has its full weight")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.full < self.start:
+            raise ValueError(f"full {self.full} is before start {self.start}")
+        return self
+
+
+class CrfSettings(Settings):
+    """Dense CRF with a smoothness and an appearance kernel, in voxels and grey levels of 0 to 255."""
+
+    engine: Literal["torch", "pydensecrf2"] = Field("torch", description="pydensecrf2 is the reference, on the CPU")
+    iterations: int = Field(5, ge=0, description="of mean field; 0 thresholds the probability")
+    smoothness_sigma: float = Field(3.0, gt=0, description="spatial SD of the smoothness kernel, voxels")
+    smoothness_weight: float = Field(6.0, ge=0, description="Potts weight of the smoothness kernel")
+    appearance_sigma: float = Field(15.0, gt=0, description="spatial SD of the appearance kernel, voxels")
+    appearance_sigma_grey: float = Field(10.0, gt=0, description="intensity SD of the appearance kernel, grey levels")
+    appearance_weight: float = Field(8.0, ge=0, description="Potts weight of the appearance kernel")
+
+
+class RegressSettings(LoopSettings):
+    """Interval regression of the lesion percentage per lobe, with regularisers and refinement."""
+
+    chunk_size: int = Field(80, multiple_of=PERIOD, ge=16, description="voxels per side a lobe chunk is resized to")
+    spacing_jitter_mm: float = Field(0.1, ge=0, description="largest change of the chunk spacing in training")
+    norm: Literal["batch", "instance"] = Field("batch", description="instance is for batches of one or two chunks")
+    prior: float = Field(0.1, gt=0, lt=1, description="lesion probability of the untrained network")
+    weighting: Literal["reverse-frequency", "balanced-sampling"] = Field(
+        "reverse-frequency", description="how rare scores are made up for: by their loss, or by drawing them more often"
+    )
+    interval_weight: float = Field(2.0, ge=0, description="of the interval loss in the sum")
+    equivariance: Ramp = Field(Ramp(), description="consistency under scaling and rotation")
+    scale_range: tuple[float, float] = Field((0.8, 1.2), description="of the equivariance term's scaling")
+    free_angle_degrees: float = Field(
+        0.0, ge=0, le=45, description="largest rotation of the equivariance term beside multiples of 90 degrees"
+    )
+    entropy: Ramp = Field(Ramp(start=0.3, full=0.6), description="few uncertain voxels")
+    refinement: Ramp = Field(Ramp(start=0.3, full=0.6), description="bootstrapping loss against the CRF's target")
+    beta: float = Field(0.8, ge=0, le=1, description="weight of the target against the network's own label in Eq. 4")
+    attention: bool = Field(True, description="refine by local attention; else the target acts on the raw dRAM")
+    suppress_vessels: bool = Field(True, description="no lesion target on vessels")
+    crf: CrfSettings = CrfSettings()
+    validate_every: int = Field(500, ge=1, description="steps between validations")
+
+    @field_validator("scale_range")
+    @classmethod
+    def _check_scales(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < ends[0] <= ends[1]:
+            raise ValueError("expected two positive numbers, the smaller one first")
+        return ends
+
+
+class VesselSettings(LoopSettings):
+    """Vessel references by Frangi's filter on healthy scans, and the vessel network."""
+
+    patch_size: int = Field(80, multiple_of=PERIOD, ge=16, description="voxels per side of a training patch")
+    sigmas_mm: tuple[float, ...] = Field((1.0, 1.5, 2.0, 2.5, 3.0), description="scales of the vesselness filter")
+    alpha: float = Field(0.5, gt=0, description="Frangi's constant against plates")
+    beta: float = Field(0.5, gt=0, description="Frangi's constant against blobs")
+    erosion_mm: float = Field(3.0, ge=0, description="by which the lungs are shrunk for the references")
+    threshold: float = Field(0.7, gt=0, lt=1, description="probability above which a voxel is vessel")
+    thickest_mm: float | None = Field(
+        None, gt=0, description="leave out what is thicker than this, lest dense lesions be taken for vessels"
+    )
+
+
+class CamSettings(LoopSettings):
+    """The class activation map baseline."""
+
+    chunk_size: int = Field(80, multiple_of=PERIOD, ge=16, description="voxels per side a lobe chunk is resized to")
+    spacing_jitter_mm: float = Field(0.1, ge=0, description="largest change of the chunk spacing in training")
+    attenuation_factor: float = Field(
+        1.0, gt=0, description="of Otsu's threshold above -1200 HU in the refined map; the authors' code takes 0.75"
+    )
+    skip_negative_lobes: bool = Field(False, description="zero the map of lobes that are classified as healthy")
+
+
+class PseudoSettings(Settings):
+    """Pseudo labels from dRAMs."""
+
+    scales: tuple[float, ...] = Field((0.8, 1.0, 1.2, 1.5), min_length=1, description="of the chunk size, averaged")
+    threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a voxel becomes pseudo lesion")
+
+
+class SegmentSettings(LoopSettings):
+    """The final network on pseudo labels."""
+
+    batch: int = Field(2, ge=1, description="crops per step and process")
+    crop_size: int = Field(132, ge=SMALLEST_VALID_INPUT, description="input voxels per side; 4 (mod 8)")
+    beta: float = Field(0.8, ge=0, le=1, description="weight of the pseudo label against the network's own in Eq. 4")
+    lesion_share: float = Field(0.5, ge=0, le=1, description="share of crops centred on pseudo lesion")
+
+    @field_validator("crop_size")
+    @classmethod
+    def _check_crop(cls, size: int) -> int:
+        if size % PERIOD != 4:
+            raise ValueError("expected 4 more than a multiple of 8")
+        return size
+
+
+class ExportSettings(Settings):
+    """What model.json says of the model."""
+
+    name: str = Field("dram", description="the model's name")
+    version: str = Field("0.1.0", description="the model's version")
+    data: str = Field("not described", description="what the model was trained on, in a sentence")
+    licence: str = Field("Apache-2.0", description="licence of the weights")
+
+
+class TrainingConfig(Settings):
+    """All stages of one run."""
+
+    seed: int = Field(0, ge=0)
+    prepare: PrepareSettings = PrepareSettings()
+    vessels: VesselSettings = VesselSettings()
+    regress: RegressSettings = RegressSettings()
+    cam: CamSettings = CamSettings()
+    pseudo: PseudoSettings = PseudoSettings()
+    segment: SegmentSettings = SegmentSettings()
+    export: ExportSettings = ExportSettings()

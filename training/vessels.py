@@ -1,0 +1,298 @@
+"""Stage vessels: where the vessels of every scan run, learnt from healthy scans, lest they be taken for lesions.
+
+python -m training vessels --data DATA --run-dir RUN
+torchrun --nproc-per-node 2 -m training vessels --data DATA --run-dir RUN
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from algorithm.errors import InputError
+from algorithm.images import Volume
+from algorithm.lobes import LOBES
+from algorithm.model import CLASSES
+from algorithm.network import Padding, UNet3D
+from algorithm.preprocess import resample
+from algorithm.tiling import plan_tiles, predict_tiled
+from evaluation.metrics import dice
+from training.augment import flip, stretch_contrast
+from training.cases import Case, of_split, read_cases
+from training.chunks import take
+from training.files import load_array, save_array
+from training.loop import Terms, load_trained, make_fabric, shuffled, train
+from training.parallel import console, over_scans
+from training.prepare import PreparedCase, prepared
+from training.settings import VesselSettings
+from training.stages import Run
+from training.vesselness import reference_vessels, without_thick
+
+STAGE = "vessels"
+VESSEL, LESION = CLASSES.index("vessel"), CLASSES.index("lesion")
+PRIOR = 0.05  # share of vessels that the untrained network predicts
+VESSEL_SHARE = 0.5  # of patches that are centred on a vessel
+TILE_MEMORY_BYTES = 4e9
+
+
+@dataclass(frozen=True)
+class HealthyScan:
+    """A training instance: a prepared case and the file with its reference vessels."""
+
+    case: PreparedCase
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A cube of a healthy scan.
+
+    Attributes:
+        image: float32 (n, n, n), zero outside the lobes.
+        vessels: float32, 1 on reference vessels.
+        inside: float32, 1 in the lobes.
+    """
+
+    image: Tensor
+    vessels: Tensor
+    inside: Tensor
+
+
+class VesselSteps(Dataset[list[Patch]]):
+    """Item k: the augmented patches of step k for one of several processes."""
+
+    def __init__(
+        self, scans: list[HealthyScan], settings: VesselSettings, seed: int, *, process: int = 0, processes: int = 1
+    ) -> None:
+        """Go through the scans in a new random order every epoch.
+
+        Args:
+            scans: the training instances.
+            settings: of patches.
+            seed: of the order, and with a patch's position in it, of all that is random about the patch.
+            process: number of this process.
+            processes: how many there are.
+        """
+        self.scans, self.settings, self.seed = scans, settings, seed
+        self.process, self.processes = process, processes
+
+    def __getitem__(self, step: int) -> list[Patch]:
+        """Read the patches of a step."""
+        batch = step * self.processes + self.process
+        return [
+            random_patch(self.scans[i], self.settings.patch_size, np.random.default_rng([self.seed, 6, position]))
+            for position, i in shuffled(len(self.scans), self.settings.batch, batch, self.seed)
+        ]
+
+
+def vessels(run: Run, folder: Path) -> dict[str, Any]:
+    """Make reference vessels of the healthy training cases, train a network on them, and apply it to all cases.
+
+    Writes references/<case>.npy for the healthy cases, and for every case a folder with scan.npy and a file for each
+    of its lobe chunks.
+
+    Raises:
+        InputError: no case is healthy, or a healthy case has no voxel that looks like a vessel.
+    """
+    cases = read_cases(run.data)
+    references = folder / "references"
+    references.mkdir(exist_ok=True)
+    scans = [HealthyScan(prepared(run, case), references / f"{case.name}.npy") for case in healthy_cases(cases)]
+    fabric = make_fabric(run, run.config.vessels.precision)
+    mine = slice(fabric.global_rank, None, fabric.world_size)
+    _write_references(run, scans[mine])
+    fabric.barrier()
+    _train(run, fabric, scans, folder)
+    _predict(run, fabric, cases[mine], folder)
+    fabric.barrier()
+    return {"healthy_cases": len(scans), "cases": len(cases), **_measures(run, cases, folder)}
+
+
+def scan_vessels(run: Run, case: Case | PreparedCase) -> NDArray[np.uint8]:
+    """Vessel mask of a case on its scan's grid, uint8 (z, y, x), zero outside the lobes.
+
+    Raises:
+        InputError: the stage is not done, or the file is missing or damaged.
+    """
+    return load_array(run.folder(STAGE) / case.name / "scan.npy")
+
+
+def chunk_vessels(run: Run, case: Case | PreparedCase, key: str) -> NDArray[np.uint8]:
+    """Vessel mask of a case on the grid of a lobe's chunk, uint8 (z, y, x), neighbouring lobes included.
+
+    Raises:
+        InputError: the stage is not done, or the file is missing or damaged.
+    """
+    return load_array(run.folder(STAGE) / case.name / f"{key}.npy")
+
+
+def healthy_cases(cases: Sequence[Case]) -> list[Case]:
+    """Training cases with a score for each of the five lobes, all of them 0.
+
+    Raises:
+        InputError: there is none.
+    """
+    healthy = [
+        case
+        for case in of_split(list(cases), "train")
+        if len(case.scores) == len(LOBES) and not any(case.scores.values())
+    ]
+    if not healthy:
+        raise InputError(
+            "vessels: no healthy case to learn from, expected at least one with split train and score 0 in all five "
+            "lobes; add scans of healthy lungs to cases.csv"
+        )
+    return healthy
+
+
+def random_patch(scan: HealthyScan, size: int, rng: np.random.Generator) -> Patch:
+    """A patch centred on a random reference vessel or, as often, on a random lobe voxel, mirrored and stretched.
+
+    Args:
+        scan: where from.
+        size: voxels per side.
+        rng: of all that is random.
+    """
+    reference, lobes = load_array(scan.reference), scan.case.mapped("scan_lobes")
+    candidates = np.flatnonzero(reference if rng.random() < VESSEL_SHARE else lobes)
+    centre = np.unravel_index(candidates[rng.integers(candidates.size)], lobes.shape)
+    cubes = (take(array, centre, size) for array in (scan.case.mapped("scan_image"), reference, lobes))
+    image, vessel, lobe = flip([torch.from_numpy(cube.astype(np.float32)) for cube in cubes], rng)
+    return Patch(image=stretch_contrast(image, rng), vessels=vessel, inside=(lobe > 0).float())
+
+
+def vessel_terms(logits: Tensor, target: Tensor, inside: Tensor) -> Terms:
+    """Cross-entropy and soft Dice loss over the lobe voxels of a batch, equally weighted.
+
+    Args:
+        logits: (B, 1, D, H, W).
+        target: the same shape, 1 on vessels.
+        inside: the same shape, 1 in the lobes, where at least one voxel lies.
+    """
+    logits = logits.float()
+    cross_entropy = functional.binary_cross_entropy_with_logits(logits, target, inside, reduction="sum") / inside.sum()
+    probability, target = logits.sigmoid() * inside, target * inside
+    overlap = (2 * (probability * target).sum() + 1) / (probability.sum() + target.sum() + 1)
+    return {"cross_entropy": (1.0, cross_entropy), "dice": (1.0, 1 - overlap)}
+
+
+def new_network(settings: VesselSettings, padding: Padding = "same") -> UNet3D:
+    """The untrained vessel network; with either padding it has the same weights."""
+    network = UNet3D(out_channels=1, width=settings.width, padding=padding)
+    network.set_prior([PRIOR])
+    return network
+
+
+@torch.inference_mode()
+def vessel_probability(
+    network: nn.Module, image: NDArray[np.floating[Any]], lungs: NDArray[np.bool_], fabric: Fabric, *, width: int
+) -> NDArray[np.float32]:
+    """Vessel probability of a whole scan, in tiles that fit into memory and do not show in the result.
+
+    Args:
+        network: one logit, valid padding, in evaluation mode on the fabric's device.
+        image: windowed intensity (z, y, x), zero outside the lobes.
+        lungs: bool, the same shape; tiles without them stay zero.
+        fabric: device and precision.
+        width: the network's width.
+    """
+    plan = plan_tiles(lungs.shape, width=width, memory_bytes=TILE_MEMORY_BYTES)
+
+    def predict(tile: Tensor) -> Tensor:
+        with fabric.autocast():
+            logits: Tensor = network(tile)  # (1, 1, D, H, W)
+        return logits.float().sigmoid()[0, 0]
+
+    return predict_tiled(predict, image.astype(np.float32), lungs, plan, device=fabric.device)
+
+
+def _write_references(run: Run, scans: list[HealthyScan]) -> None:
+    todo = [scan for scan in scans if not scan.reference.is_file()]
+    over_scans("vessel references", partial(_write_reference, run.config.vessels), todo, run.workers)
+
+
+def _write_reference(settings: VesselSettings, scan: HealthyScan) -> None:
+    reference = reference_vessels(
+        scan.case.array("scan_image"),
+        scan.case.array("scan_lobes") > 0,
+        spacing_mm=scan.case.geometry("scan").spacing_zyx_mm[0],
+        sigmas_mm=settings.sigmas_mm,
+        alpha=settings.alpha,
+        beta=settings.beta,
+        erosion_mm=settings.erosion_mm,
+    )
+    if not reference.any():
+        raise InputError(
+            f"case {scan.case.name}: no vessel found {settings.erosion_mm} mm or more inside the lungs, expected a "
+            "healthy scan with visible vessels; check its CT and lobes, or take it out of the split train"
+        )
+    save_array(scan.reference, reference)
+
+
+def _train(run: Run, fabric: Fabric, scans: list[HealthyScan], folder: Path) -> None:
+    settings, device = run.config.vessels, fabric.device
+    steps = VesselSteps(scans, settings, run.config.seed, process=fabric.global_rank, processes=fabric.world_size)
+
+    def terms(model: nn.Module, patches: list[Patch], step: int) -> Terms:
+        parts = zip(*((patch.image, patch.vessels, patch.inside) for patch in patches), strict=True)
+        image, target, inside = (torch.stack(part)[:, None].to(device) for part in parts)  # (B, 1, n, n, n)
+        return vessel_terms(model(image.contiguous(memory_format=torch.channels_last_3d)), target, inside)
+
+    readers = run.workers.count if device.type == "cuda" else 0
+    train(fabric, new_network(settings), steps, terms, settings, folder, readers=readers)
+
+
+def _predict(run: Run, fabric: Fabric, cases: list[Case], folder: Path) -> None:
+    """Write the masks of the cases that have not got them."""
+    settings = run.config.vessels
+    network = load_trained(new_network(settings, "valid"), folder).to(fabric.device)
+    todo = [prepared(run, case) for case in cases if not (folder / case.name).is_dir()]
+    for case in track(todo, "vessels", console=console):
+        image, lungs, grid = case.array("scan_image"), case.array("scan_lobes") > 0, case.geometry("scan")
+        probability = vessel_probability(network, image, lungs, fabric, width=settings.width)
+        mask = (probability > settings.threshold) & lungs
+        if settings.thickest_mm is not None:
+            mask = without_thick(mask, spacing_mm=grid.spacing_zyx_mm[0], thickest_mm=settings.thickest_mm)
+        _write_masks(case, Volume(mask.astype(np.uint8), grid), folder)
+
+
+def _write_masks(case: PreparedCase, mask: Volume, folder: Path) -> None:
+    """The masks of scan and chunks, in a folder that appears when it is complete."""
+    temporary = folder / f"{case.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_array(temporary / "scan.npy", mask.array)
+    for lobe in LOBES:
+        if case.has(f"{lobe.key}_mask"):
+            save_array(temporary / f"{lobe.key}.npy", resample(mask, case.geometry(lobe.key), "nearest").array)
+    temporary.rename(folder / case.name)
+
+
+def _measures(run: Run, cases: list[Case], folder: Path) -> dict[str, float]:
+    """Mean vessel share of the lungs; and where a reference is known, mean Dice beside lesions in cases held out."""
+    shares, dices = [], []
+    for case in cases:
+        caches = prepared(run, case)
+        lungs = caches.array("scan_lobes") > 0
+        mask = load_array(folder / case.name / "scan.npy") > 0
+        shares.append(mask[lungs].mean())
+        if case.split != "train" and case.vessels is not None and caches.has("scan_classes"):
+            classes = caches.array("scan_classes")
+            counted = lungs & (classes != LESION)
+            dices.append(dice(classes[counted] == VESSEL, mask[counted]))
+    return {"vessel_share": float(np.mean(shares))} | (
+        {"dice_against_reference": float(np.mean(dices))} if dices else {}
+    )
