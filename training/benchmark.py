@@ -6,10 +6,13 @@ python -m training benchmark --device cpu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -17,11 +20,19 @@ from torch.nn import functional
 from torch.utils.benchmark import Timer
 
 from algorithm.errors import InputError
+from algorithm.images import Geometry
 from algorithm.network import PERIOD, UNet3D
 from training.crf import dense_crf
+from training.files import save_array, write_json
+from training.lobe_batches import LobeBatch, ScoredLobe, augmented_batch, read_item
+from training.loop import make_optimiser
 from training.parallel import console
-from training.settings import CrfSettings
+from training.prepare import GEOMETRIES, PreparedCase
+from training.regress import Weights, dram_terms, new_network
+from training.settings import CrfSettings, RegressSettings
 
+ALL_ON = Weights(interval=2.0, equivariance=1.0, entropy=1.0, refinement=1.0)
+LOBE_VOXELS = (150, 150, 120)
 LONGEST_S = 20.0  # after which a measurement is not repeated again
 
 
@@ -62,7 +73,7 @@ def benchmark(*, device: str, width: int, chunk_size: int, batch: int) -> None:
     generator = torch.Generator().manual_seed(0)
     probability, image = (chunks.to(used) for chunks in phantom_chunks(batch, chunk_size, generator))
 
-    rows = [compare_crf_with_network(probability, image, width)]
+    rows = [compare_crf_with_network(probability, image, width), compare_rest_with_step(image, width)]
     if find_spec("pydensecrf"):
         rows.insert(0, compare_crf_engines(probability, image))
     else:
@@ -118,6 +129,44 @@ def compare_crf_with_network(probability: Tensor, image: Tensor, width: int) -> 
     return Row("dense CRF / network forward + backward", first_s, second_s, f"width {width}, bfloat16")
 
 
+def compare_rest_with_step(image: Tensor, width: int) -> Row:
+    """Time of reading, augmenting and the dense CRF over that of a whole training step of the dRAM, all terms on.
+
+    The chunks are read from disk in this process, as on a CPU; for a GPU other processes read ahead.
+
+    Args:
+        image: intensities (B, 1, n, n, n), on the device; written out as the chunks to read.
+        width: filters of the network's first convolution.
+    """
+    batch, size, device = len(image), image.shape[-1], image.device
+    settings = RegressSettings(width=width, chunk_size=size)
+    network = new_network(settings).to(device)
+    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    optimiser = make_optimiser(network, settings)
+    with TemporaryDirectory() as folder:
+        lobes = [_write_chunk(Path(folder), index, chunk[0]) for index, chunk in enumerate(image)]
+
+        def read() -> LobeBatch:
+            items = [read_item(lobe, position, None) for position, lobe in enumerate(lobes)]
+            with_vessels = [replace(item, vessels=torch.zeros_like(item.mask)) for item in items]
+            return augmented_batch(with_vessels, size=size, jitter_mm=0.1, seed=0, device=device)
+
+        def rest() -> None:
+            chunks = read()
+            dense_crf(chunks.image, chunks.image, settings.crf)
+
+        def step() -> None:
+            optimiser.zero_grad()
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                terms = dram_terms(network, read(), {3: 1.0}, ALL_ON, settings, np.random.default_rng(0))
+            torch.stack([weight * value for weight, value in terms.values() if value is not None]).sum().backward()
+            optimiser.step()
+
+        first_s, second_s = median_seconds(rest), median_seconds(step)
+    remark = f"batch {batch}, width {width}: the network's share is {1 - first_s / second_s:.0%}"
+    return Row("reading, augmenting, CRF / whole regress step", first_s, second_s, remark)
+
+
 def median_seconds(work: Callable[[], object]) -> float:
     """Median time of a piece of work after warming up; on a GPU until its results are there."""
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
@@ -139,3 +188,16 @@ def phantom_chunks(batch: int, size: int, generator: torch.Generator) -> tuple[T
     image = 0.25 + 0.25 * blobs + 0.08 * noise(3) + 0.03 * noise(1)
     smooth = functional.avg_pool3d(blobs.float(), 5, stride=1, padding=2)
     return (8 * smooth - 4 + 2 * noise(5) + noise(2)).sigmoid(), image.clamp(0, 1)
+
+
+def _write_chunk(folder: Path, index: int, image: Tensor) -> ScoredLobe:
+    """A lobe of score 3 whose chunk of some 150 x 150 x 120 voxels, the size of a lower lobe at 1.2 mm, is on disk."""
+    case = PreparedCase(f"{index}", folder / f"{index}")
+    case.folder.mkdir()
+    chunk = functional.interpolate(image[None, None].float(), size=LOBE_VOXELS, mode="trilinear")[0, 0].cpu().numpy()
+    mask = np.ones(LOBE_VOXELS, dtype=np.uint8)
+    save_array(case.folder / "lll_image.npy", chunk.astype(np.float16))
+    save_array(case.folder / "lll_mask.npy", mask)
+    grid = Geometry(LOBE_VOXELS, (1.2, 1.2, 1.2), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
+    write_json(case.folder / GEOMETRIES, {"lll": asdict(grid)})
+    return ScoredLobe(case, "lll", 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,9 @@ from training.ablate.tables import markdown_a, markdown_b, table_a, table_b
 from training.cases import TABLE, Case, of_split, read_cases, read_scan
 from training.files import write_json, write_text
 from training.parallel import console
-from training.stages import RECORD, Run
+from training.stages import BASIS, RECORD, Run, is_done
 
 PER_SCAN = "per_scan.csv"
-BASIS = "basis.json"
 
 
 def ablate(run: Run, folder: Path) -> dict[str, Any]:
@@ -64,14 +62,9 @@ def claim(folder: Path, basis: dict[str, Any]) -> None:
     Raises:
         InputError: the folder was begun on another basis.
     """
-    path = folder / BASIS
-    if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        different = [name for name in basis if begun.get(name) != basis[name]]
-        if different:
-            raise InputError(f"{folder}: begun with other {' and '.join(different)}; delete this folder to do it again")
+    is_done(folder, basis)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, basis)
+    write_json(folder / BASIS, basis)
 
 
 def _basis(run: Run, row: Row) -> dict[str, Any]:
