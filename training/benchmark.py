@@ -100,7 +100,10 @@ def compare_crf_engines(probability: Tensor, image: Tensor) -> Row:
     Raises:
         InputError: pydensecrf2 is not installed.
     """
-    engines = [partial(dense_crf, probability, image, CrfSettings(engine=name)) for name in ("torch", "pydensecrf2")]
+    engines = [
+        partial(dense_crf, probability, image, torch.ones_like(image), CrfSettings(engine=name))
+        for name in ("torch", "pydensecrf2")
+    ]
     first, second = (engine() > 0.5 for engine in engines)
     overlap = float((first & second).sum() / (first | second).sum())
     first_s, second_s = (median_seconds(engine) for engine in engines)
@@ -125,7 +128,10 @@ def compare_crf_with_network(probability: Tensor, image: Tensor, width: int) -> 
             logits = network(chunks)
         logits.float().sigmoid().mean().backward()
 
-    first_s, second_s = median_seconds(partial(dense_crf, probability, image, CrfSettings())), median_seconds(step)
+    first_s, second_s = (
+        median_seconds(partial(dense_crf, probability, image, torch.ones_like(image), CrfSettings())),
+        median_seconds(step),
+    )
     return Row("dense CRF / network forward + backward", first_s, second_s, f"width {width}, bfloat16")
 
 
@@ -153,13 +159,14 @@ def compare_rest_with_step(image: Tensor, width: int) -> Row:
 
         def rest() -> None:
             chunks = read()
-            dense_crf(chunks.image, chunks.image, settings.crf)
+            dense_crf(chunks.image, chunks.image, chunks.mask, settings.crf)
 
         def step() -> None:
             optimiser.zero_grad()
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 terms = dram_terms(network, read(), {3: 1.0}, ALL_ON, settings, np.random.default_rng(0))
-            torch.stack([weight * value for weight, value in terms.values() if value is not None]).sum().backward()
+            loss = torch.stack([weight * value for weight, value in terms.values() if value is not None]).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
         first_s, second_s = median_seconds(rest), median_seconds(step)

@@ -15,6 +15,7 @@ from training.settings import CrfSettings
 
 SMALLEST_PROBABILITY = 1e-4  # of either label, before the logarithm
 TOLERANCE = 1e-3  # by which rounding may lead out of [0, 1]
+SMALLEST_SUM = 1e-6  # of a kernel far outside a lobe, where it is of no use
 GREY_LEVELS = 255.0
 CELLS_PER_SIGMA = 4  # of space
 LEVELS_PER_SIGMA = 2  # of grey level
@@ -24,43 +25,47 @@ Kernel = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def dense_crf(probability: Tensor, image: Tensor, settings: CrfSettings) -> Tensor:
-    """Lesion probability after mean field in a CRF that connects all voxels of a chunk with each other.
+def dense_crf(probability: Tensor, image: Tensor, mask: Tensor, settings: CrfSettings) -> Tensor:
+    """Lesion probability after mean field in a CRF that connects all voxels of a lobe with each other.
 
     The unary energies are -log of the probabilities of lesion and background. Every pair of voxels with different
     labels costs the weighted sum of two Gaussian kernels: one of their distance, in voxels, the other of their
-    distance and their difference in grey level. A kernel is divided by the square roots of its sums over all voxels,
-    taken at the two of the pair.
+    distance and their difference in grey level. A kernel is divided by the square roots of its sums over the lobe,
+    taken at the two of the pair. What lies outside the lobe says nothing: a lesion at the pleura has no healthy
+    neighbours there.
 
     Args:
         probability: of lesion, in [0, 1], (B, 1, D, H, W).
         image: intensities in [0, 1], 1 being grey level 255; same shape and device.
+        mask: more than 0 inside the lobe; same shape and device.
         settings: kernels, their weights, iterations, and the engine. Both engines mean the same, and approximate the
             appearance kernel: ``torch`` by a bilateral grid on any device, ``pydensecrf2`` by a permutohedral lattice.
 
     Returns:
-        float32 in [0, 1], the same shape, without gradients. No iterations leave ``probability``, clipped to 1e-4.
+        float32 in [0, 1], the same shape, without gradients; 0 outside the lobe. No iterations leave ``probability``,
+        clipped to 1e-4.
 
     Raises:
         InputError: shapes differ, values are outside [0, 1] or not finite, or pydensecrf2 is not installed.
 
     Source: Kraehenbuehl and Koltun (2011), Efficient inference in fully connected CRFs with Gaussian edge potentials.
     """
-    _check(probability, image)
+    _check(probability, image, mask)
     infer = _mean_field if settings.engine == "torch" else _pydensecrf2
     device = probability.device.type
     together = 1 if device == "cpu" else len(probability)  # a chunk fits a CPU's cache, a batch fills a GPU
-    batches = zip(*(torch.split(values[:, 0], together) for values in (probability, image)), strict=True)
+    batches = zip(*(torch.split(values[:, 0].float(), together) for values in (probability, image, mask)), strict=True)
     with torch.autocast(device, enabled=False):  # half precision is too coarse for sums over a chunk
-        parts = [infer(p.float().clamp(0, 1), GREY_LEVELS * f.float().clamp(0, 1), settings) for p, f in batches]
+        parts = [infer(p.clamp(0, 1), GREY_LEVELS * f.clamp(0, 1), (m > 0).float(), settings) for p, f, m in batches]
     return torch.cat(parts)[:, None]
 
 
-def _check(probability: Tensor, image: Tensor) -> None:
-    if probability.shape != image.shape or probability.ndim != 5 or probability.shape[1] != 1 or not len(probability):
+def _check(probability: Tensor, image: Tensor, mask: Tensor) -> None:
+    shapes = [tuple(values.shape) for values in (probability, image, mask)]
+    if len(set(shapes)) > 1 or probability.ndim != 5 or probability.shape[1] != 1 or not len(probability):
         raise InputError(
-            f"dense CRF: got a probability of shape {tuple(probability.shape)} and an image of shape "
-            f"{tuple(image.shape)}, expected the same (B, 1, D, H, W); resample one to the other"
+            f"dense CRF: got probability, image and mask of shapes {shapes[0]}, {shapes[1]} and {shapes[2]}, expected "
+            "the same (B, 1, D, H, W); resample them to one grid"
         )
     for name, values in {"probability": probability, "image": image}.items():
         low, high = (end.item() for end in values.aminmax())
@@ -68,21 +73,21 @@ def _check(probability: Tensor, image: Tensor) -> None:
             raise InputError(f"dense CRF: got a {name} from {low:g} to {high:g}, expected 0 to 1; window or clip it")
 
 
-def _mean_field(probability: Tensor, grey: Tensor, settings: CrfSettings) -> Tensor:
+def _mean_field(probability: Tensor, grey: Tensor, mask: Tensor, settings: CrfSettings) -> Tensor:
     """Mean field of two labels, written for the log-odds of lesion; tensors (B, D, H, W)."""
-    smoothness = _normalised(_smoothness(grey, settings.smoothness_sigma), grey)
-    appearance = _normalised(_appearance(grey, settings.appearance_sigma, settings.appearance_sigma_grey), grey)
+    smoothness = _normalised(_smoothness(grey, settings.smoothness_sigma), mask)
+    appearance = _normalised(_appearance(grey, settings.appearance_sigma, settings.appearance_sigma_grey), mask)
     evidence = torch.logit(probability, eps=SMALLEST_PROBABILITY)
     log_odds = evidence
     for _ in range(settings.iterations):
         belief = 2 * log_odds.sigmoid() - 1  # probability of lesion less that of background
         smooth, similar = smoothness(belief), appearance(belief)
         log_odds = evidence + settings.smoothness_weight * smooth + settings.appearance_weight * similar
-    return log_odds.sigmoid()
+    return mask * log_odds.sigmoid()
 
 
-def _normalised(kernel: Kernel, like: Tensor) -> Kernel:
-    scale = kernel(torch.ones_like(like)).rsqrt()
+def _normalised(kernel: Kernel, mask: Tensor) -> Kernel:
+    scale = mask * kernel(mask).clamp(min=SMALLEST_SUM).rsqrt()
     return lambda values: scale * kernel(scale * values)
 
 
@@ -135,23 +140,30 @@ def _along_axes(values: Tensor, matrices: list[Tensor]) -> Tensor:
     return values
 
 
-def _pydensecrf2(probability: Tensor, grey: Tensor, settings: CrfSettings) -> Tensor:
-    chunks = zip(probability.cpu().numpy(), grey.cpu().numpy(), strict=True)
+def _pydensecrf2(probability: Tensor, grey: Tensor, mask: Tensor, settings: CrfSettings) -> Tensor:
+    chunks = zip(probability.cpu().numpy(), grey.cpu().numpy(), mask.cpu().numpy() > 0, strict=True)
     return torch.stack([_pydensecrf2_chunk(*chunk, settings) for chunk in chunks]).to(probability.device)
 
 
-def _pydensecrf2_chunk(probability: NDArray[np.float32], grey: NDArray[np.float32], settings: CrfSettings) -> Tensor:
+def _pydensecrf2_chunk(
+    probability: NDArray[np.float32], grey: NDArray[np.float32], mask: NDArray[np.bool_], settings: CrfSettings
+) -> Tensor:
     try:
         from pydensecrf import densecrf, utils
     except ImportError as error:
         raise InputError(
             "dense CRF: the engine pydensecrf2 is not installed; run `pip install pydensecrf2`, or set engine to torch"
         ) from error
-    crf = densecrf.DenseCRF(probability.size, 2)
-    crf.setUnaryEnergy(utils.unary_from_softmax(np.stack([1 - probability, probability]), clip=SMALLEST_PROBABILITY))
+    inside, result = mask.ravel(), np.zeros(grey.shape, dtype=np.float32)
+    if not inside.any():
+        return torch.from_numpy(result)
+    softmax = np.stack([1 - probability[mask], probability[mask]])
+    crf = densecrf.DenseCRF(softmax.shape[1], 2)
+    crf.setUnaryEnergy(utils.unary_from_softmax(softmax, clip=SMALLEST_PROBABILITY))
     smoothness = utils.create_pairwise_gaussian(3 * [settings.smoothness_sigma], grey.shape)
-    crf.addPairwiseEnergy(smoothness, compat=settings.smoothness_weight)
+    crf.addPairwiseEnergy(np.ascontiguousarray(smoothness[:, inside]), compat=settings.smoothness_weight)
     sigmas = 3 * [settings.appearance_sigma], settings.appearance_sigma_grey
-    crf.addPairwiseEnergy(utils.create_pairwise_bilateral(*sigmas, grey), compat=settings.appearance_weight)
-    lesion = np.array(crf.inference(settings.iterations), dtype=np.float32)[1]
-    return torch.from_numpy(lesion.reshape(grey.shape))
+    appearance = utils.create_pairwise_bilateral(*sigmas, grey)
+    crf.addPairwiseEnergy(np.ascontiguousarray(appearance[:, inside]), compat=settings.appearance_weight)
+    result[mask] = np.array(crf.inference(settings.iterations), dtype=np.float32)[1]
+    return torch.from_numpy(result)

@@ -6,20 +6,21 @@ python -m training pseudo --data DATA --run-dir RUN
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor, nn
 
 from algorithm.model import CLASSES
 from training.cases import Case, read_cases
 from training.files import save_array
 from training.loop import make_fabric
-from training.parallel import console
+from training.parallel import over_scans
 from training.prepare import PreparedCase, prepared
 from training.regress import trained_network
 from training.scan_maps import scan_map
@@ -34,22 +35,35 @@ def pseudo(run: Run, folder: Path) -> dict[str, Any]:
 
     Writes <case>_dram.npy, float16 probability, and <case>_labels.npy, uint8 classes, (z, y, x) on the scan's grid.
     """
+    cases = read_cases(run.data)
+    todo = [case for case in cases if not all(path.is_file() for path in _paths(folder, case))]
+    on_gpu = make_fabric(run, run.config.regress.precision).device.type == "cuda"
+    workers = replace(run.workers, count=1) if on_gpu else run.workers  # one network at a time on this machine's GPU
+    over_scans("pseudo", partial(_write_case, run, folder), todo, workers)
+    return {"cases": len(cases)}
+
+
+def _write_case(run: Run, folder: Path, case: Case) -> None:
     fabric = make_fabric(run, run.config.regress.precision)
     network = trained_network(run).to(fabric.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    cases = read_cases(run.data)
-    for case in track(cases, "pseudo", console=console):
-        paths = [folder / f"{case.name}_{name}.npy" for name in ("dram", "labels")]
-        if all(path.is_file() for path in paths):
-            continue
-        cache = prepared(run, case)
-        size, scales = run.config.regress.chunk_size, run.config.pseudo.scales
-        with fabric.autocast():
-            dram = scan_dram(network, cache, chunk_size=size, scales=scales, device=fabric.device)
-        vessels, lobes = scan_vessels(run, case), cache.array("scan_lobes")
-        labels = pseudo_labels(dram, case, lobes=lobes, vessels=vessels, threshold=run.config.pseudo.threshold)
-        save_array(paths[0], dram.astype(np.float16))
-        save_array(paths[1], labels)
-    return {"cases": len(cases)}
+    cache, settings = prepared(run, case), run.config.pseudo
+    with fabric.autocast():
+        dram = scan_dram(
+            network,
+            cache,
+            chunk_size=run.config.regress.chunk_size,
+            scales=settings.scales,
+            device=fabric.device,
+        )
+    vessels, lobes = scan_vessels(run, case), cache.array("scan_lobes")
+    labels = pseudo_labels(dram, case, lobes=lobes, vessels=vessels, threshold=settings.threshold)
+    dram_path, labels_path = _paths(folder, case)
+    save_array(dram_path, dram.astype(np.float16))
+    save_array(labels_path, labels)
+
+
+def _paths(folder: Path, case: Case) -> tuple[Path, Path]:
+    return folder / f"{case.name}_dram.npy", folder / f"{case.name}_labels.npy"
 
 
 def scan_dram(

@@ -45,8 +45,8 @@ def refinement_target(
     scored = [index for index, score in enumerate(scores) if score > 0]
     if scored:
         off_vessels = probability if vessels is None else probability * (1 - vessels)
-        lesion = dense_crf(off_vessels[scored], image[scored], settings) > 0.5
-        target[scored] = (lesion & (mask[scored] > 0))[:, 0].long()
+        lesion = dense_crf(off_vessels[scored], image[scored], mask[scored], settings) > 0.5
+        target[scored] = lesion[:, 0].long()
     return target
 
 

@@ -104,8 +104,8 @@ class VesselSettings(LoopSettings):
     beta: float = Field(0.5, gt=0, description="Frangi's constant against blobs")
     erosion_mm: float = Field(3.0, ge=0, description="by which the lungs are shrunk for the references")
     threshold: float = Field(0.7, gt=0, lt=1, description="probability above which a voxel is vessel")
-    thickest_mm: float | None = Field(
-        None, gt=0, description="leave out what is thicker than this, lest dense lesions be taken for vessels"
+    thickest_mm: float = Field(
+        8.0, gt=0, description="vessels thicker than this are left out, for dense lesions look like them"
     )
 
 

@@ -264,8 +264,7 @@ def _predict(run: Run, fabric: Fabric, cases: list[Case], folder: Path) -> None:
         image, lungs, grid = case.array("scan_image"), case.array("scan_lobes") > 0, case.geometry("scan")
         probability = vessel_probability(network, image, lungs, fabric, width=settings.width)
         mask = (probability > settings.threshold) & lungs
-        if settings.thickest_mm is not None:
-            mask = without_thick(mask, spacing_mm=grid.spacing_zyx_mm[0], thickest_mm=settings.thickest_mm)
+        mask = without_thick(mask, spacing_mm=grid.spacing_zyx_mm[0], thickest_mm=settings.thickest_mm)
         _write_masks(case, Volume(mask.astype(np.uint8), grid), folder)
 
 

@@ -28,7 +28,9 @@ def tiny_config() -> TrainingConfig:
     return TrainingConfig.model_validate(
         {
             "prepare": {"chunk_spacing_mm": 4.0, "scan_spacing_mm": 5.0},
-            "vessels": {**loop, "patch_size": 16, "batch": 2, "steps": 3, "sigmas_mm": [3.0, 5.0]},
+            "vessels": {
+                **loop, "patch_size": 16, "batch": 2, "steps": 3, "sigmas_mm": [3.0, 5.0], "thickest_mm": 500.0,
+            },
             "regress": {
                 **loop, "chunk_size": 16, "batch": 4, "steps": 6, "checkpoint_every": 2, "validate_every": 3,
                 "equivariance": {"start": 0.3, "full": 0.5}, "entropy": {"start": 0.3, "full": 0.5},

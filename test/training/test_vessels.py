@@ -230,7 +230,7 @@ def test_a_stopped_stage_does_only_what_is_missing(finished):
     assert finished.record("vessels")["results"] == record["results"]
 
 
-def test_thick_objects_are_left_in_on_request(finished):
+def test_thick_vessels_are_left_out(finished):
     cases = read_cases(finished.data)
     limited = finished.config.vessels.model_copy(update={"thickest_mm": 10.0})
     run = replace(finished, config=finished.config.model_copy(update={"vessels": limited}))

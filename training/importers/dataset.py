@@ -22,7 +22,7 @@ from algorithm.errors import InputError
 from algorithm.images import Volume, require_same_grid, write_labels
 from algorithm.lobes import LOBES, check_lobes
 from algorithm.subtypes import SUBTYPES
-from training.cases import COLUMNS, TABLE
+from training.cases import COLUMNS, TABLE, UNKNOWN_SUBTYPE
 from training.files import write_json, write_text
 from training.importers.lobes import (
     LOBE_MAPS,
@@ -33,7 +33,6 @@ from training.importers.lobes import (
     require_plausible_lobes,
 )
 from training.importers.source import (
-    UNKNOWN_SUBTYPE,
     ImportedCase,
     LeftOut,
     PendingCase,
@@ -48,7 +47,6 @@ from training.parallel import Workers, over_scans
 
 __all__ = [
     "LOBE_MAPS",
-    "UNKNOWN_SUBTYPE",
     "ImportedCase",
     "LeftOut",
     "LobeFiles",

@@ -8,11 +8,11 @@ import pytest
 from pydicom.uid import generate_uid
 
 from algorithm.errors import InputError
-from training.cases import read_cases
+from training.cases import UNKNOWN_SUBTYPE, read_cases
 from training.importers.dataset import write_dataset
 from training.importers.lobes import LobeFiles
 from training.importers.ricord import SOURCE, fill_outline, find_series, read, read_annotations
-from training.importers.source import UNKNOWN_SUBTYPE, assign_splits
+from training.importers.source import assign_splits
 from training.parallel import Workers
 
 ANNOTATIONS = "MIDRC-RICORD-1a_annotations_labelgroup_all_2020-Dec-8.json"
