@@ -99,10 +99,10 @@ update_expected() {
 }
 
 test_evaluation() {
-  step 'evaluation: a perfect submission'
+  step "evaluation: the algorithm's output as a submission"
   clear_output
   "${PYTHON:-python3}" test/container/evaluation_case.py lay-out \
-    "$work/sample" "$work/evaluation/input" "$work/evaluation/ground_truth"
+    "$work/sample" test/output/lesions.mha "$work/evaluation/input" "$work/evaluation/ground_truth"
   chmod -R a+rX "$work/evaluation"
   run_evaluation
   "${PYTHON:-python3}" test/container/evaluation_case.py check "$work/output/metrics.json"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from evaluation.challenge import run_challenge
-from evaluation.compare import compare_methods, parse_methods, summary_table
 from evaluation.errors import InputError, SubmissionError
 
 app = typer.Typer(
@@ -42,27 +41,60 @@ def challenge(
     try:
         run_challenge(input_directory=input_dir, ground_truth_directory=ground_truth_dir, output_directory=output_dir)
     except SubmissionError as error:
+        log.info("the submission was refused", exc_info=True)
         _fail(str(error))
     except Exception:
         log.exception("the evaluation failed")
         _fail("The evaluation itself failed; its organisers find the reason in the log.")
 
 
+class Resampling(str, Enum):
+    """How a mask may be brought onto the reference's grid."""
+
+    NEAREST = "nearest"
+
+
 @app.command()
 def compare(
     reference: Annotated[Path, typer.Option(help="Folder with reference.csv and its masks.")],
     method: Annotated[list[str], typer.Option(help="NAME=DIR; DIR holds <case>.mha or <case>/lesions.mha.")],
-    out: Annotated[Path, typer.Option(help="Gets scans.csv and metrics.json.")],
+    out: Annotated[Path, typer.Option(help="Gets report.html, tables.md, tables.tex, scans.csv and metrics.json.")],
+    against: Annotated[str | None, typer.Option(help="Test only pairs with this method (else every pair).")] = None,
+    resample: Annotated[
+        Resampling | None, typer.Option(help="Bring masks from another grid onto the reference's (else an error).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Start of the bootstrap's random numbers.")] = 0,
 ) -> None:
     """Judge several methods on one reference and test the differences between them."""
+    # Here, since the container has no use for the drawing library and its cache
+    from evaluation.compare import compare_methods, parse_methods
+    from evaluation.report.tables import paper_table
+
     try:
-        metrics = compare_methods(reference_directory=reference, methods=parse_methods(method), out=out)
+        comparison = compare_methods(
+            reference_directory=reference,
+            methods=parse_methods(method),
+            out=out,
+            against=against,
+            resample=resample is not None,
+            seed=seed,
+        )
     except (InputError, OSError) as error:
         _fail(str(error))
-    Console().print(summary_table(metrics))
+    typer.echo(paper_table(comparison).markdown())
+    typer.echo(f"report: {out / 'report.html'}")
 
 
-def _fail(message: str) -> None:
+@app.command()
+def benchmark() -> None:
+    """Judge a made scan of 512 x 512 x 400 voxels on one core: seconds, memory, and the ratio to reading its files."""
+    from evaluation.benchmark import benchmark as measure
+
+    for name, value in measure().items():
+        typer.echo(f"{name:14} {value:.2f}")
+
+
+def _fail(message: str) -> NoReturn:
     """Leave with one line on stderr."""
     typer.echo(" ".join(message.split()), err=True)
     raise typer.Exit(code=1)

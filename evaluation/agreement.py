@@ -13,7 +13,8 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from evaluation.errors import InputError
 
 CATEGORIES = 6
-SCORE_BORDERS_PERCENT = (1.0, 5.0, 25.0, 50.0, 75.0)
+LOWEST_BORDER_PERCENT = 1.0
+HIGHER_BORDERS_PERCENT = (5.0, 25.0, 50.0, 75.0)
 WORDS = ((0.20, "slight"), (0.40, "fair"), (0.60, "moderate"), (0.80, "good"))
 
 
@@ -60,7 +61,7 @@ def linear_weighted_kappa(reference_scores: Sequence[int], predicted_scores: Seq
     predicted = _checked_scores("predicted_scores", predicted_scores)
     if len(reference) != len(predicted):
         raise InputError(f"got {len(reference)} reference and {len(predicted)} predicted scores, expected pairs")
-    table = np.bincount(reference * CATEGORIES + predicted, minlength=CATEGORIES**2).reshape(CATEGORIES, CATEGORIES)
+    table = score_table(reference, predicted)
     n = len(reference)
     if np.count_nonzero(table) <= 1:
         return Kappa(kappa=None, standard_error=None, ci_low=None, ci_high=None, n=n)
@@ -81,11 +82,40 @@ def agreement_word(kappa: float | None) -> str | None:
     return next((word for highest, word in WORDS if kappa <= highest), "excellent")
 
 
-def scores_from_percentages(percentages: ArrayLike) -> NDArray[np.int64]:
+def score_table(reference_scores: ArrayLike, predicted_scores: ArrayLike) -> NDArray[np.int64]:
+    """Count pairs of scores 0 to 5: a row for each reference score, a column for each predicted one, shape (6, 6)."""
+    cells = np.asarray(reference_scores, dtype=np.int64) * CATEGORIES + np.asarray(predicted_scores, dtype=np.int64)
+    return np.bincount(cells, minlength=CATEGORIES**2).reshape(CATEGORIES, CATEGORIES).astype(np.int64)
+
+
+def kappa_of_tables(tables: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Linearly weighted kappa of many tables of scores at once.
+
+    Args:
+        tables: counts of (reference, predicted) scores, (..., 6, 6).
+
+    Returns:
+        Kappa of each, NaN where a table is empty or has one filled cell, (...).
+    """
+    scores = np.arange(CATEGORIES)
+    distance = np.abs(scores[:, np.newaxis] - scores)
+    n = tables.sum(axis=(-2, -1))
+    observed = n * (tables * distance).sum(axis=(-2, -1))
+    by_chance = np.einsum("...i,ij,...j->...", tables.sum(axis=-1), distance, tables.sum(axis=-2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # one filled cell off the diagonal: observed and chance are equal, yet chance leaves nothing to explain
+        kappas = np.where((tables > 0).sum(axis=(-2, -1)) > 1, 1 - observed / by_chance, np.nan)
+    return np.asarray(kappas, dtype=np.float64)
+
+
+def scores_from_percentages(
+    percentages: ArrayLike, *, lowest_border: float = LOWEST_BORDER_PERCENT
+) -> NDArray[np.int64]:
     """Read severity scores off percentages of involvement.
 
     Args:
         percentages: numbers from 0 to 100.
+        lowest_border: percentage from which on a lobe has score 1, at most 5. At 0 any lesion voxel gives score 1.
 
     Returns:
         Scores of the same shape: 0 below 1 %, then 1 from 1 %, 2 from 5 %, 3 from 25 %, 4 from 50 %, 5 from 75 %.
@@ -96,7 +126,8 @@ def scores_from_percentages(percentages: ArrayLike) -> NDArray[np.int64]:
     values = np.asarray(percentages, dtype=np.float64)
     if not np.all((values >= 0) & (values <= 100)):
         raise InputError(f"got percentages {values.tolist()}, expected numbers from 0 to 100")
-    return np.digitize(values, SCORE_BORDERS_PERCENT).astype(np.int64)
+    is_affected = values >= lowest_border if lowest_border > 0 else values > 0
+    return np.where(is_affected, 1 + np.digitize(values, HIGHER_BORDERS_PERCENT), 0).astype(np.int64)
 
 
 def _checked_scores(name: str, scores: Sequence[int]) -> NDArray[np.int64]:

@@ -8,56 +8,27 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
-
-from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError
+from typing import Any, NamedTuple
 
 from evaluation.errors import InputError, SubmissionError
+from evaluation.files import write_json
+from evaluation.jobs import Job, match_jobs, read_jobs
 from evaluation.masks import Grid, GridMismatchError, Mask, read_mask
 from evaluation.metrics import SUBTYPES
-from evaluation.reference import ReferenceCase, case_name, read_reference
-from evaluation.report import write_json
-from evaluation.scoring import ScanScore, aggregate, score_scan, severity_kappa
-
-SCAN_SLUG = "ct-image"
-LESIONS_PATH = Path("output", "images", "covid-19-lesion-segmentation")
+from evaluation.reference import ReferenceCase, read_reference
+from evaluation.scoring import ScanScore, score_scan
+from evaluation.summary import aggregate, severity_kappa
+from evaluation.workers import over_scans
 
 log = logging.getLogger(__name__)
 
 
-class Socket(BaseModel):
-    """The part of a socket's description that is used here."""
+class Task(NamedTuple):
+    """One job and the case that it is judged by."""
 
-    slug: str
-
-
-class PlatformImage(BaseModel):
-    """An image on the platform; its name is that of the uploaded file."""
-
-    name: str
-
-
-class SocketValue(BaseModel):
-    """One input of a job. Older versions of the platform call the socket `interface`."""
-
-    socket: Socket = Field(validation_alias=AliasChoices("socket", "interface"))
-    image: PlatformImage | None = None
-
-
-class Job(BaseModel):
-    """One run of the submitted algorithm on one scan."""
-
-    pk: str = Field(pattern=r"^[0-9A-Za-z_-]+$")
-    status: str
-    inputs: list[SocketValue]
-
-    @property
-    def case(self) -> str:
-        """Name of the scan that the job was run on."""
-        names = [value.image.name for value in self.inputs if value.socket.slug == SCAN_SLUG and value.image]
-        if len(names) != 1:
-            raise SubmissionError(f"job {self.pk}: got {len(names)} images for {SCAN_SLUG}, expected 1")
-        return case_name(names[0])
+    job: Job
+    reference: ReferenceCase
+    input_directory: Path
 
 
 def run_challenge(*, input_directory: Path, ground_truth_directory: Path, output_directory: Path) -> dict[str, Any]:
@@ -77,12 +48,11 @@ def run_challenge(*, input_directory: Path, ground_truth_directory: Path, output
     """
     reference = read_reference(ground_truth_directory)
     jobs = match_jobs(read_jobs(input_directory / "predictions.json"), reference)
+    tasks = [Task(job, reference[case], input_directory) for case, job in jobs.items()]
     scans: list[ScanScore] = []
-    for case, job in jobs.items():
-        log.info("case %s: job %s", case, job.pk)
-        lesions, lobes = reference[case].read()
-        prediction = _read_prediction(job, directory=input_directory / job.pk / LESIONS_PATH, grid=lesions.grid)
-        scans.append(score_scan(reference[case], lesions=lesions, lobes=lobes, prediction=prediction))
+    for scan in over_scans(judge_job, tasks):
+        scans.append(scan)
+        log.info("case %s: job %s (%d of %d)", scan.case, jobs[scan.case].pk, len(scans), len(tasks))
     metrics = {
         "results": [{"job": jobs[scan.case].pk, **scan.as_result()} for scan in scans],
         "aggregates": aggregate(scans),
@@ -92,54 +62,26 @@ def run_challenge(*, input_directory: Path, ground_truth_directory: Path, output
     return metrics
 
 
-def read_jobs(path: Path) -> list[Job]:
-    """Read the platform's list of jobs.
+def judge_job(task: Task) -> ScanScore:
+    """Judge what one job has written.
 
     Raises:
-        SubmissionError: there is no such list, or it is not as the platform writes it.
+        SubmissionError: the job's mask is missing or unusable.
+        GroundTruthError: the reference's masks are.
     """
+    file = task.job.lesions(task.input_directory)
+    lesions, lobes = task.reference.read()
+    prediction = _read_prediction(task.job, file, grid=lesions.grid)
+    return score_scan(task.reference, lesions=lesions, lobes=lobes, prediction=prediction)
+
+
+def _read_prediction(job: Job, file: Path, *, grid: Grid) -> Mask:
     try:
-        return TypeAdapter(list[Job]).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        log.error("%s: %s", path, error)
-        raise SubmissionError("predictions.json: cannot be read as the platform's list of jobs") from None
-
-
-def match_jobs(jobs: list[Job], reference: dict[str, ReferenceCase]) -> dict[str, Job]:
-    """The job of each case, in the order of the reference.
-
-    Raises:
-        SubmissionError: a job did not succeed, two jobs are of one case, or jobs and cases are not the same set.
-    """
-    by_case: dict[str, Job] = {}
-    for job in jobs:
-        if job.status != "Succeeded":
-            raise SubmissionError(f"job {job.pk}: got status {job.status}, expected Succeeded")
-        if job.case in by_case:
-            log.error("case %s: jobs %s and %s", job.case, by_case[job.case].pk, job.pk)
-            raise SubmissionError(f"jobs {by_case[job.case].pk} and {job.pk}: got two of one scan, expected one")
-        by_case[job.case] = job
-    missing, extra = reference.keys() - by_case.keys(), by_case.keys() - reference.keys()
-    if missing or extra:
-        log.error("cases without a job: %s; jobs of unknown cases: %s", sorted(missing), sorted(extra))
-        raise SubmissionError(
-            f"got {len(jobs)} jobs: {len(missing)} scans of the phase have none, {len(extra)} are of other scans; "
-            "expected one of each scan"
-        )
-    return {case: by_case[case] for case in reference}
-
-
-def _read_prediction(job: Job, *, directory: Path, grid: Grid) -> Mask:
-    files = sorted(directory.glob("*.mha"))
-    if len(files) != 1:
-        raise SubmissionError(f"job {job.pk}: got {len(files)} .mha files in {LESIONS_PATH}, expected 1")
-    try:
-        return read_mask(files[0], highest_label=max(SUBTYPES), grid=grid)
+        return read_mask(file, highest_label=max(SUBTYPES), grid=grid)
     except GridMismatchError as error:
-        log.error("job %s: %s", job.pk, error)
         raise SubmissionError(
             f"job {job.pk}: the mask's grid is not its CT's: got {error.got}; "
             "write it with the size, spacing, origin and direction of the CT"
-        ) from None
+        ) from error
     except InputError as error:
         raise SubmissionError(f"job {job.pk}: {error}") from error

@@ -5,27 +5,20 @@ This reader is the evaluation's own, so that no error in the reading of images i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from evaluation.errors import InputError
+from evaluation.integrity import MASK_SUFFIXES, require_whole
 
 GRID_TOLERANCE_MM = 0.01
-INTEGER_TYPES = {
-    sitk.sitkInt8,
-    sitk.sitkUInt8,
-    sitk.sitkInt16,
-    sitk.sitkUInt16,
-    sitk.sitkInt32,
-    sitk.sitkUInt32,
-    sitk.sitkInt64,
-    sitk.sitkUInt64,
-}
 
 
 @dataclass(frozen=True)
@@ -72,10 +65,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Mask:
-    """Labels, uint8 (z, y, x), and their grid."""
+    """Labels, uint8 (z, y, x), their grid, and whether they were brought onto it from another."""
 
     array: NDArray[np.uint8]
     grid: Grid
+    is_resampled: bool = False
 
 
 class GridMismatchError(InputError):
@@ -88,34 +82,61 @@ class GridMismatchError(InputError):
         self.expected = expected
 
 
-def read_mask(path: Path, *, highest_label: int, grid: Grid | None = None) -> Mask:
+def read_mask(path: Path, *, highest_label: int, grid: Grid | None = None, resample: bool = False) -> Mask:
     """Read a label mask.
 
     Args:
-        path: a file that SimpleITK reads: three-dimensional, one integer a voxel.
+        path: an .mha, .nii or .nii.gz file: three-dimensional, one whole number a voxel.
         highest_label: labels must lie between 0 and this.
         grid: where the mask must lie; compared before the voxels are read. None: anywhere.
+        resample: bring a mask from another grid onto `grid`, each voxel taking the nearest label (0 outside).
+
+    Returns:
+        The labels as uint8 and their grid: `grid` itself where it was given.
 
     Raises:
-        InputError: the file is missing, unreadable or not such a mask.
-        GridMismatchError: it lies on another grid.
+        InputError: the file is missing, incomplete, unreadable or not such a mask.
+        GridMismatchError: it lies on another grid and may not be resampled, or lies wholly outside of it.
     """
     if not path.is_file():
         raise InputError(f"{path.name}: got no such file, expected a mask in {path.parent}")
+    if not path.name.lower().endswith(MASK_SUFFIXES):
+        raise InputError(f"{path.name}: got another kind of file, expected {', '.join(MASK_SUFFIXES)}")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
         _check_kind(path.name, reader)
-        got = _grid_of(reader)
-        if grid is not None and not got.matches(grid):
+        got = grid_of(reader)
+        if grid is not None and not resample and not got.matches(grid):
             raise GridMismatchError(path.name, got=got, expected=grid)
-        labels = sitk.GetArrayFromImage(reader.Execute())
+        voxel_bytes = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+        require_whole(path, voxel_bytes=voxel_bytes * math.prod(got.size_zyx))
+        labels = _labels(path.name, sitk.GetArrayFromImage(reader.Execute()), highest_label)
     except RuntimeError as error:
-        raise InputError(f"{path.name}: got a file that cannot be read as an image, expected .mha") from error
-    if labels.min() < 0 or labels.max() > highest_label:
-        raise InputError(f"{path.name}: got labels {labels.min()} to {labels.max()}, expected 0 to {highest_label}")
-    return Mask(labels.astype(np.uint8, copy=False), got)
+        raise InputError(f"{path.name}: got a file that cannot be read as an image, expected a whole .mha") from error
+    if grid is None or got.matches(grid):
+        return Mask(labels, grid or got)
+    return Mask(_resampled(path.name, labels, got=got, expected=grid), grid, is_resampled=True)
+
+
+def grid_of(reader: sitk.ImageFileReader) -> Grid:
+    """The grid of a three-dimensional image whose header a reader has read."""
+    return Grid(
+        size_zyx=tuple(reader.GetSize()[::-1]),
+        spacing_zyx_mm=tuple(reader.GetSpacing()[::-1]),
+        origin_xyz_mm=tuple(reader.GetOrigin()),
+        direction=tuple(reader.GetDirection()),
+    )
+
+
+def image_of(array: NDArray[Any], grid: Grid) -> sitk.Image:
+    """A SimpleITK image of an array (z, y, x) on a grid."""
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(grid.spacing_zyx_mm[::-1])
+    image.SetOrigin(grid.origin_xyz_mm)
+    image.SetDirection(grid.direction)
+    return image
 
 
 def _check_kind(name: str, reader: sitk.ImageFileReader) -> None:
@@ -124,15 +145,33 @@ def _check_kind(name: str, reader: sitk.ImageFileReader) -> None:
             f"{name}: got {reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} channels, "
             "expected 3 and 1"
         )
-    if reader.GetPixelID() not in INTEGER_TYPES:
-        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        raise InputError(f"{name}: got voxels of {kind}, expected integer labels; cast to uint8")
 
 
-def _grid_of(reader: sitk.ImageFileReader) -> Grid:
-    return Grid(
-        size_zyx=tuple(reader.GetSize()[::-1]),
-        spacing_zyx_mm=tuple(reader.GetSpacing()[::-1]),
-        origin_xyz_mm=tuple(reader.GetOrigin()),
-        direction=tuple(reader.GetDirection()),
+def _labels(name: str, voxels: NDArray[Any], highest: int) -> NDArray[np.uint8]:
+    """The voxels as labels; floats are looked at slice by slice, which keeps the memory small."""
+    if np.issubdtype(voxels.dtype, np.floating) and any(np.any(plane != np.rint(plane)) for plane in voxels):
+        raise InputError(
+            f"{name}: got {voxels.dtype} voxels that are not whole numbers, expected labels 0 to {highest}"
+        )
+    lowest_found, highest_found = voxels.min(), voxels.max()
+    if lowest_found < 0 or highest_found > highest:
+        raise InputError(f"{name}: got labels {lowest_found:g} to {highest_found:g}, expected 0 to {highest}")
+    return voxels.astype(np.uint8, copy=False)
+
+
+def _resampled(name: str, labels: NDArray[np.uint8], *, got: Grid, expected: Grid) -> NDArray[np.uint8]:
+    """Each voxel of the expected grid takes the nearest label, or 0 outside the grid that was got."""
+    resampled: NDArray[np.uint8] = sitk.GetArrayFromImage(
+        sitk.Resample(
+            image_of(labels, got),
+            expected.size_zyx[::-1],
+            sitk.Transform(),
+            sitk.sitkNearestNeighbor,
+            expected.origin_xyz_mm,
+            expected.spacing_zyx_mm[::-1],
+            expected.direction,
+        )
     )
+    if labels.any() and not resampled.any():
+        raise GridMismatchError(name, got=got, expected=expected)
+    return resampled

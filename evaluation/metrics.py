@@ -1,10 +1,7 @@
 """How well two masks agree: arrays in, numbers out.
 
-Every function takes arrays (z, y, x) on one grid. What an empty mask gives is decided here and nowhere else:
-
-    both empty:       IoU and Dice 1.0; a subtype's IoU is None (undefined)
-    only one empty:   0.0
-    empty lobe:       its percentage is None
+Every function takes arrays (z, y, x) on one grid. What empty masks give is said where they are: the table of all cases
+and measures is in the folder's README.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ from evaluation.errors import InputError
 MaskArray = NDArray[np.bool_]
 LabelArray = NDArray[np.integer]
 
+OVERALL = "overall"
 SUBTYPES = {1: "ground_glass", 2: "consolidation", 3: "mixed"}
 LOBES = {1: "lul", 2: "lll", 3: "rul", 4: "rll", 5: "rml"}
 
@@ -46,6 +44,16 @@ class Overlap:
         """Twice the intersection over the sum of both, 0 to 1; 1.0 when both masks are empty."""
         total = self.reference + self.prediction
         return 2 * self.intersection / total if total else 1.0
+
+    @property
+    def sensitivity(self) -> float | None:
+        """Share of the reference that was found, 0 to 1; None when the reference is empty."""
+        return self.intersection / self.reference if self.reference else None
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the prediction that is right, 0 to 1; None when the prediction is empty."""
+        return self.intersection / self.prediction if self.prediction else None
 
 
 def overlap(reference: MaskArray, prediction: MaskArray) -> Overlap:
@@ -99,7 +107,7 @@ def lesion_ious(reference_labels: LabelArray, prediction_labels: LabelArray) -> 
     """
     _check_labels("reference_labels", reference_labels, highest=max(SUBTYPES))
     _check_labels("prediction_labels", prediction_labels, highest=max(SUBTYPES))
-    ious: dict[str, float | None] = {"overall": iou(reference_labels > 0, prediction_labels > 0)}
+    ious: dict[str, float | None] = {OVERALL: iou(reference_labels > 0, prediction_labels > 0)}
     for label, name in SUBTYPES.items():
         counts = overlap(reference_labels == label, prediction_labels == label)
         ious[name] = counts.iou if counts.union else None
@@ -122,11 +130,11 @@ def lobe_percentages(lesions: MaskArray, lobes: LabelArray) -> dict[str, float |
     """
     _check_shapes(lesions, lobes)
     _check_labels("lobes", lobes, highest=max(LOBES))
+    in_lesions = np.bincount(lobes[lesions], minlength=max(LOBES) + 1)
     percentages: dict[str, float | None] = {}
     for label, name in LOBES.items():
-        lobe = lobes == label
-        size = int(np.count_nonzero(lobe))
-        percentages[name] = 100 * int(np.count_nonzero(lobe & lesions)) / size if size else None
+        size = int(np.count_nonzero(lobes == label))
+        percentages[name] = 100 * int(in_lesions[label]) / size if size else None
     return percentages
 
 

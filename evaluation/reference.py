@@ -13,7 +13,8 @@ from evaluation.metrics import LOBES, SUBTYPES
 
 COLUMNS = ("case", "lesions", "lobes", *LOBES.values())
 IMAGE_SUFFIXES = (".mha", ".mhd", ".nii.gz", ".nii", ".tiff", ".tif")
-SCORES = {str(score): score for score in range(6)} | {f"{score}.0": score for score in range(6)}
+HIGHEST_SCORE = 5
+HIGHEST_TOTAL = HIGHEST_SCORE * len(LOBES)
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,16 @@ class ReferenceCase:
         lesions: mask with 0 background, 1 ground-glass, 2 consolidation, 3 mixed.
         lobes: mask with 0 outside and 1 to 5 as in `metrics.LOBES`, on the same grid.
         scores: severity score 0 to 5 by lobe name; None where a lobe was not scored.
+        total: severity score of the scan, 0 to 25: the sum of the five, or what the table says; None if neither.
+        ct: the scan itself, for pictures; None if the table names none.
     """
 
     case: str
     lesions: Path
     lobes: Path
     scores: dict[str, int | None]
+    total: int | None = None
+    ct: Path | None = None
 
     def read(self) -> tuple[Mask, Mask]:
         """The lesion mask and the lobe mask.
@@ -57,13 +62,15 @@ def read_reference(directory: Path) -> dict[str, ReferenceCase]:
     """Read `reference.csv` of a folder.
 
     Its columns are case, lesions, lobes (paths relative to the folder) and lul, lll, rul, rll, rml (scores 0 to 5,
-    empty where a lobe was not scored); other columns are left alone.
+    empty where a lobe was not scored). It may have `total` (0 to 25, the sum of the five where all are given) and `ct`
+    (path of the scan, for pictures). Other columns are left alone.
 
     Returns:
         The cases by name, in the order of the file.
 
     Raises:
-        GroundTruthError: the file is missing, lacks a column, has no row, names a case twice or holds another score.
+        GroundTruthError: the file is missing, lacks a column, has no row, names a case twice, holds another score, or a
+            total that is not the sum of its scores.
     """
     path = directory / "reference.csv"
     try:
@@ -93,15 +100,35 @@ def _reference_case(row: Mapping[str, str], *, directory: Path) -> ReferenceCase
     empty = [column for column in ("case", "lesions", "lobes") if not row[column].strip()]
     if empty:
         raise GroundTruthError(f"reference.csv: case {case!r} has no {', '.join(empty)}; fill in every row")
-    scores: dict[str, int | None] = {}
-    for lobe in LOBES.values():
-        cell = row[lobe].strip()
-        if cell and cell not in SCORES:
-            raise GroundTruthError(f"reference.csv: case {case}: got {lobe} {cell!r}, expected 0 to 5 or nothing")
-        scores[lobe] = SCORES.get(cell)
+    scores = {lobe: _score(row[lobe], highest=HIGHEST_SCORE, place=f"case {case}: {lobe}") for lobe in LOBES.values()}
+    ct = row.get("ct", "").strip()
     return ReferenceCase(
         case=case,
         lesions=directory / row["lesions"].strip(),
         lobes=directory / row["lobes"].strip(),
         scores=scores,
+        total=_total(scores, _score(row.get("total", ""), highest=HIGHEST_TOTAL, place=f"case {case}: total"), case),
+        ct=directory / ct if ct else None,
     )
+
+
+def _score(cell: str, *, highest: int, place: str) -> int | None:
+    """A whole number, also when written as 3.0; None for an empty cell."""
+    text = cell.strip()
+    if not text:
+        return None
+    whole = text.removesuffix(".0")
+    if not (whole.isascii() and whole.isdigit() and int(whole) <= highest):
+        raise GroundTruthError(f"reference.csv: {place}: got {text!r}, expected 0 to {highest} or nothing")
+    return int(whole)
+
+
+def _total(scores: Mapping[str, int | None], total: int | None, case: str) -> int | None:
+    """The sum of the scores if there are five, else the given total, which must be possible."""
+    known = [score for score in scores.values() if score is not None]
+    lowest, highest = sum(known), sum(known) + HIGHEST_SCORE * (len(scores) - len(known))
+    if total is not None and not lowest <= total <= highest:
+        raise GroundTruthError(
+            f"reference.csv: case {case}: got total {total}, but its lobes' scores add up to {lowest} to {highest}"
+        )
+    return sum(known) if len(known) == len(scores) else total

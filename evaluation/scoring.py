@@ -1,17 +1,15 @@
-"""From masks to the numbers of one scan, and from scans to the numbers of one method."""
+"""From the masks of one scan to its numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from evaluation.agreement import Kappa, linear_weighted_kappa, scores_from_percentages
+from evaluation.agreement import LOWEST_BORDER_PERCENT, scores_from_percentages
 from evaluation.errors import GroundTruthError
 from evaluation.masks import Mask
-from evaluation.metrics import LOBES, Overlap, lesion_ious, lobe_percentages, overlap
+from evaluation.measures import Measures, scan_measures
+from evaluation.metrics import LOBES, OVERALL, Overlap, lobe_percentages
 from evaluation.reference import ReferenceCase
 
 
@@ -21,26 +19,60 @@ class ScanScore:
 
     Attributes:
         case: name of the scan.
-        lesions: voxel counts of all lesions together.
-        ious: overall and by subtype; None where undefined.
-        percent_errors: predicted minus reference involvement by lobe, in percent points; None for an absent lobe.
-        score_pairs: (reference, predicted) severity score by lobe, of the lobes that were scored.
+        measures: value by measure and target; None where undefined.
+        overlaps: voxel counts by target.
+        reference_percent: lesion voxels per 100 voxels of each lobe; None for an absent lobe.
+        predicted_percent: the same for the prediction, in the reference's lobes.
+        reference_scores: severity score 0 to 5 by lobe; None where a lobe was not scored.
+        reference_total: severity score 0 to 25 of the scan; None if not known.
+        is_resampled: whether the prediction was brought onto the reference's grid from another.
     """
 
     case: str
-    lesions: Overlap
-    ious: dict[str, float | None]
-    percent_errors: dict[str, float | None]
-    score_pairs: dict[str, tuple[int, int]]
+    measures: Measures
+    overlaps: dict[str, Overlap]
+    reference_percent: dict[str, float | None]
+    predicted_percent: dict[str, float | None]
+    reference_scores: dict[str, int | None]
+    reference_total: int | None
+    is_resampled: bool = False
+
+    @property
+    def lesions(self) -> Overlap:
+        """Voxel counts of all lesions together."""
+        return self.overlaps[OVERALL]
+
+    @property
+    def percent_errors(self) -> dict[str, float | None]:
+        """Predicted minus reference involvement by lobe, in percent points; None for an absent lobe."""
+        errors: dict[str, float | None] = {}
+        for lobe, reference in self.reference_percent.items():
+            predicted = self.predicted_percent[lobe]
+            errors[lobe] = None if reference is None or predicted is None else predicted - reference
+        return errors
+
+    def predicted_scores(self, lowest_border: float = LOWEST_BORDER_PERCENT) -> dict[str, int | None]:
+        """Severity scores read off the prediction, score 1 from `lowest_border` percent on; None for an absent lobe."""
+        return {
+            lobe: None if percent is None else int(scores_from_percentages(percent, lowest_border=lowest_border))
+            for lobe, percent in self.predicted_percent.items()
+        }
+
+    def score_pairs(self, lowest_border: float = LOWEST_BORDER_PERCENT) -> list[tuple[int, int]]:
+        """(Reference, predicted) severity score of each lobe that was scored."""
+        predicted = self.predicted_scores(lowest_border)
+        pairs = ((self.reference_scores[lobe], predicted[lobe]) for lobe in LOBES.values())
+        return [(first, second) for first, second in pairs if first is not None and second is not None]
+
+    @property
+    def predicted_total(self) -> int | None:
+        """Severity score 0 to 25 read off the prediction; None when a lobe is absent."""
+        scores = [score for score in self.predicted_scores().values() if score is not None]
+        return sum(scores) if len(scores) == len(LOBES) else None
 
     def as_result(self) -> dict[str, Any]:
         """The scan's metrics, free of reference scores."""
-        return {
-            "case": self.case,
-            "iou": self.ious,
-            "dice": self.lesions.dice,
-            "lobe_percent_error": self.percent_errors,
-        }
+        return {"case": self.case, **self.measures, "lobe_percent_error": self.percent_errors}
 
 
 def score_scan(reference: ReferenceCase, *, lesions: Mask, lobes: Mask, prediction: Mask) -> ScanScore:
@@ -56,72 +88,19 @@ def score_scan(reference: ReferenceCase, *, lesions: Mask, lobes: Mask, predicti
         GroundTruthError: a lobe has a score, but no voxel in the lobe mask.
     """
     reference_percent = lobe_percentages(lesions.array > 0, lobes.array)
-    predicted_percent = lobe_percentages(prediction.array > 0, lobes.array)
-    percent_errors: dict[str, float | None] = {}
-    score_pairs: dict[str, tuple[int, int]] = {}
-    for lobe in LOBES.values():
-        expected, got, score = reference_percent[lobe], predicted_percent[lobe], reference.scores[lobe]
-        percent_errors[lobe] = None if expected is None or got is None else got - expected
-        if score is None:
-            continue
-        if got is None:
+    for lobe, score in reference.scores.items():
+        if score is not None and reference_percent[lobe] is None:
             raise GroundTruthError(
                 f"reference case {reference.case}: lobe {lobe} has score {score} but no voxel in {reference.lobes.name}"
             )
-        score_pairs[lobe] = (score, int(scores_from_percentages(got)))
+    measures, overlaps = scan_measures(lesions.array, prediction.array, spacing_zyx_mm=lesions.grid.spacing_zyx_mm)
     return ScanScore(
         case=reference.case,
-        lesions=overlap(lesions.array > 0, prediction.array > 0),
-        ious=lesion_ious(lesions.array, prediction.array),
-        percent_errors=percent_errors,
-        score_pairs=score_pairs,
+        measures=measures,
+        overlaps=overlaps,
+        reference_percent=reference_percent,
+        predicted_percent=lobe_percentages(prediction.array > 0, lobes.array),
+        reference_scores=reference.scores,
+        reference_total=reference.total,
+        is_resampled=prediction.is_resampled,
     )
-
-
-def severity_kappa(scans: Sequence[ScanScore]) -> Kappa:
-    """Agreement of the predicted with the reference scores over all scored lobes of all scans."""
-    pairs = [pair for scan in scans for pair in scan.score_pairs.values()]
-    return linear_weighted_kappa([reference for reference, _ in pairs], [predicted for _, predicted in pairs])
-
-
-def aggregate(scans: Sequence[ScanScore]) -> dict[str, Any]:
-    """Nested dictionaries that end in finite numbers, or in None where a metric is undefined.
-
-    IoU is the mean over scans (`n` of them have a value), and beside it `pooled`: the IoU of all scans' voxels taken
-    together, None if no scan holds a lesion.
-    """
-    ious: dict[str, dict[str, float | None]] = {
-        name: _spread([scan.ious[name] for scan in scans]) for name in scans[0].ious
-    }
-    union = sum(scan.lesions.union for scan in scans)
-    ious["overall"]["pooled"] = sum(scan.lesions.intersection for scan in scans) / union if union else None
-    kappa = severity_kappa(scans)
-    errors = [error for scan in scans for error in scan.percent_errors.values()]
-    return {
-        "iou": ious,
-        "dice": _spread([scan.lesions.dice for scan in scans]),
-        "lobe_percent_error": _spread(errors),
-        "lobe_percent_absolute_error": _spread([None if error is None else abs(error) for error in errors]),
-        "kappa": {
-            "value": kappa.kappa,
-            "standard_error": kappa.standard_error,
-            "ci_low": kappa.ci_low,
-            "ci_high": kappa.ci_high,
-            "n": kappa.n,
-        },
-        "scans": {
-            "n": len(scans),
-            "n_empty_reference": sum(scan.lesions.reference == 0 for scan in scans),
-            "n_empty_prediction": sum(scan.lesions.prediction == 0 for scan in scans),
-        },
-    }
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean, sample standard deviation and number of the defined values."""
-    defined = [value for value in values if value is not None]
-    return {
-        "mean": float(np.mean(defined)) if defined else None,
-        "std": float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
-        "n": len(defined),
-    }

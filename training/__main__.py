@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from algorithm.errors import InputError
+from training.ablate.seeds import compare_seeds
 from training.benchmark import benchmark as run_benchmark
 from training.config import load_config, preset_names
 from training.importers.command import app as importers
@@ -109,6 +110,15 @@ def nnunet(
 ) -> None:
     """Export the data in nnU-Net v2's raw format, to train nnU-Net beside this project's networks."""
     export_nnunet(Run(data, run_directory, load_config(config)), out, dataset_id=dataset, name=name, labels=labels)
+
+
+@app.command()
+def seeds(
+    run_directories: Annotated[list[Path], typer.Option("--run-dir", help="A run with a finished ablate; repeat.")],
+    out: Annotated[Path, typer.Option(help="Directory of the table.")],
+) -> None:
+    """Compare runs that differ in their seed: which rows and steps hold, and which are chance."""
+    compare_seeds(run_directories, out)
 
 
 @app.command()

@@ -34,6 +34,12 @@ def lesion_mask(counts: dict[tuple[int, int], int]) -> np.ndarray:
     return lesions
 
 
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting processes takes longer than judging these scans; the tests of several of them say so."""
+    monkeypatch.setenv("EVALUATION_MAX_WORKERS", "1")
+
+
 @pytest.fixture
 def write_mask() -> WriteMask:
     """Write an array (z, y, x) as .mha on the reference's grid, or shifted from it."""
@@ -85,3 +91,26 @@ def write_submission(tmp_path: Path, write_mask: WriteMask) -> WriteSubmission:
         return directory
 
     return write
+
+
+@pytest.fixture
+def methods(tmp_path: Path, reference: Path, predictions: dict[str, np.ndarray], write_mask: WriteMask):
+    """`good` repeats the reference, `poor` is the predictions above; each in one of the two layouts."""
+    good, poor = tmp_path / "good", tmp_path / "poor"
+    for case in ("a", "b"):
+        (good / case).mkdir(parents=True)
+        (good / case / "lesions.mha").write_bytes((reference / f"secret-{case}.mha").read_bytes())
+        write_mask(poor / f"{case}.mha", predictions[case])
+    return {"good": good, "poor": poor}
+
+
+@pytest.fixture
+def with_cts(reference: Path, write_mask: WriteMask) -> Path:
+    """The reference with a CT for each scan."""
+    rng = np.random.default_rng(1)
+    for case in ("a", "b"):
+        write_mask(reference / f"ct-{case}.mha", rng.integers(-1000, 200, (6, 4, 5), np.int16))
+    lines = (reference / "reference.csv").read_text().splitlines()
+    cts = ["ct", "ct-a.mha", "ct-b.mha"]
+    (reference / "reference.csv").write_text("".join(f"{a},{b}\n" for a, b in zip(lines, cts, strict=True)))
+    return reference

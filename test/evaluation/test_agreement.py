@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from evaluation.agreement import agreement_word, linear_weighted_kappa, scores_from_percentages
+from evaluation.agreement import (
+    agreement_word,
+    kappa_of_tables,
+    linear_weighted_kappa,
+    score_table,
+    scores_from_percentages,
+)
 from evaluation.errors import InputError
 
 
@@ -107,6 +113,52 @@ def test_agreement_words(kappa, word) -> None:
 def test_scores_are_lower_inclusive() -> None:
     percentages = [0, 0.999, 1, 4.999, 5, 24.999, 25, 49.999, 50, 74.999, 75, 100]
     assert scores_from_percentages(percentages).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_scores_with_another_lowest_border() -> None:
+    percentages = [0, 0.001, 0.499, 0.5, 1, 4.999, 5, 100]
+    assert scores_from_percentages(percentages, lowest_border=0.5).tolist() == [0, 0, 0, 1, 1, 1, 2, 5]
+    assert scores_from_percentages(percentages, lowest_border=0.0).tolist() == [0, 1, 1, 1, 1, 1, 2, 5]
+
+
+def test_kappa_of_many_tables_at_once() -> None:
+    pairs = [scores(seed, 50) for seed in range(4)]
+    tables = np.stack([score_table(*pair) for pair in pairs]).reshape(2, 2, 6, 6)
+    expected = [cohen_kappa_score(*pair, weights="linear", labels=range(6)) for pair in pairs]
+    assert kappa_of_tables(tables).ravel() == pytest.approx(expected)
+
+
+def test_kappa_of_tables_is_nan_where_it_is_undefined() -> None:
+    tables = np.stack([score_table([], []), score_table([2, 2], [2, 2]), score_table([0, 0], [1, 1])])
+    assert np.isnan(kappa_of_tables(tables)).all()
+    assert kappa_of_tables(score_table([3, 3], [0, 5])) == 0.0
+
+
+def test_a_table_has_the_reference_in_its_rows() -> None:
+    table = score_table([0, 0, 5], [1, 1, 4])
+    assert (table[0, 1], table[5, 4], table.sum()) == (2, 1, 3)
+
+
+PAPER_MARGINALS = (52, 64, 114, 69, 34, 12)
+"""Lobes of each score in the paper's test set, Table I (b)."""
+
+
+def simulated_rater(reference: np.ndarray, noise: float, outliers: float, rng: np.random.Generator) -> np.ndarray:
+    """The reference with a normal error, rounded to a score, and in a share of lobes any score at all."""
+    noisy = np.clip(np.rint(reference + rng.normal(0, noise, reference.size)), 0, 5).astype(int)
+    return np.where(rng.random(reference.size) < outliers, rng.integers(0, 6, reference.size), noisy)
+
+
+@pytest.mark.parametrize(("kappa", "width"), [(0.392, 0.115), (0.461, 0.125), (0.514, 0.111)])
+def test_the_width_of_the_papers_intervals(kappa, width) -> None:
+    # Of all raters with these marginals, with one outlier in twenty, those that come near the paper's kappa.
+    rng = np.random.default_rng(0)
+    reference = np.repeat(range(6), PAPER_MARGINALS)
+    raters = [simulated_rater(reference, noise, 0.05, rng) for noise in np.linspace(0.8, 2.4, 300)]
+    results = [linear_weighted_kappa(reference, rater) for rater in raters]
+    near = [result for result in results if abs(result.kappa - kappa) < 0.01]
+    assert len(near) >= 10
+    assert np.mean([result.ci_high - result.ci_low for result in near]) == pytest.approx(width, rel=0.1)
 
 
 @pytest.mark.parametrize("percentage", [-0.1, 100.1, float("nan")])

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import evaluation
 from evaluation.__main__ import app
+from evaluation.measures import MEASURES
 
 runner = CliRunner()
 
@@ -54,7 +59,7 @@ def test_a_whole_submission(judge, write_submission, predictions, key, suffix) -
 
 def test_no_reference_score_is_written(judge, write_submission, predictions) -> None:
     _, metrics = judge(write_submission([("a", predictions["a"]), ("b", predictions["b"])]))
-    assert set(metrics["results"][0]) == {"job", "case", "iou", "dice", "lobe_percent_error"}
+    assert set(metrics["results"][0]) == {"job", "case", *MEASURES, "lobe_percent_error"}
 
 
 def test_undefined_kappa_is_null(judge, write_submission, predictions, reference) -> None:
@@ -62,13 +67,57 @@ def test_undefined_kappa_is_null(judge, write_submission, predictions, reference
     (reference / "reference.csv").write_text(table)
     outcome, metrics = judge(write_submission([("a", predictions["a"]), ("b", predictions["b"])]))
     assert outcome.exit_code == 0
-    assert metrics["aggregates"]["kappa"] == {
-        "value": None,
-        "standard_error": None,
-        "ci_low": None,
-        "ci_high": None,
-        "n": 0,
-    }
+    kappa = metrics["aggregates"]["kappa"]
+    assert [kappa[key] for key in ("value", "standard_error", "ci_low", "ci_high", "n")] == [None] * 4 + [0]
+    assert kappa["scan_bootstrap"] == kappa["naive_bootstrap"] == {"ci_low": None, "ci_high": None}
+
+
+def test_the_keys_to_rank_on_that_the_readme_names(judge, write_submission, predictions) -> None:
+    # Resolved as the platform does: dictionary keys between dots, and a finite number at the end.
+    _, metrics = judge(write_submission([("a", predictions["a"]), ("b", predictions["b"])]))
+    text = Path(evaluation.__file__).with_name("README.md").read_text()
+    keys = re.findall(r"`(aggregates\.[a-z0-9_.]+)`", text)
+    assert len(keys) >= 6
+    for key in keys:
+        value = metrics
+        for part in key.split("."):
+            value = value[part]
+        assert np.isfinite(value), key
+
+
+def test_processes_change_nothing(judge, write_submission, predictions, monkeypatch) -> None:
+    submission = write_submission([("a", predictions["a"]), ("b", predictions["b"])])
+    _, alone = judge(submission)
+    monkeypatch.setenv("EVALUATION_MAX_WORKERS", "2")
+    monkeypatch.setattr("evaluation.workers.memory_bytes", lambda: 64 << 30)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    outcome, together = judge(submission)
+    assert "2 scans in 2 processes" in outcome.stdout
+    assert together == alone
+
+
+def test_a_failure_in_a_process_names_its_job_alone(judge, write_submission, write_mask, monkeypatch) -> None:
+    submission = write_submission([("a", EMPTY), ("b", EMPTY)])
+    write_mask(next((submission / "job-1").rglob("*.mha")), EMPTY, shift_mm=2.0)
+    monkeypatch.setenv("EVALUATION_MAX_WORKERS", "2")
+    monkeypatch.setattr("evaluation.workers.memory_bytes", lambda: 64 << 30)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    outcome = judge(submission)
+    refused(outcome, "job job-1: the mask's grid is not its CT's")
+    assert "-300" not in outcome[0].stderr
+    assert "-300" in outcome[0].stdout
+
+
+def test_another_limit_of_processes_is_the_organisers_affair(judge, write_submission, monkeypatch) -> None:
+    monkeypatch.setenv("EVALUATION_MAX_WORKERS", "many")
+    outcome = judge(write_submission([("a", EMPTY), ("b", EMPTY)]))
+    refused(outcome, "The evaluation itself failed")
+    assert "EVALUATION_MAX_WORKERS: got 'many', expected a whole number above 0" in outcome[0].stdout
+
+
+def test_the_container_leaves_the_drawing_library_alone() -> None:
+    code = "import sys, evaluation.__main__; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 EMPTY = np.zeros((6, 4, 5), dtype=np.uint8)
@@ -90,7 +139,7 @@ def test_other_sets_of_cases(judge, write_submission, names, message) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (EMPTY.astype(np.float32), "job job-0: uuid-0.mha: got voxels of 32-bit float, expected integer labels"),
+        (EMPTY + np.float32(0.5), "job job-0: uuid-0.mha: got float32 voxels that are not whole numbers"),
         (EMPTY + np.uint8(4), "job job-0: uuid-0.mha: got labels 4 to 4, expected 0 to 3"),
         (EMPTY[:5], r"job job-0: the mask's grid is not its CT's: got size_zyx \(5, 4, 5\)"),
     ],
@@ -115,6 +164,13 @@ def test_one_mask_a_job(judge, write_submission, write_mask, count) -> None:
     mask = next((submission / "job-1").rglob("*.mha"))
     mask.unlink() if count == 0 else write_mask(mask.with_name("second.mha"), EMPTY)
     refused(judge(submission), f"job job-1: got {count} .mha files in output/images/covid-19-lesion-segmentation")
+
+
+def test_a_truncated_mask(judge, write_submission) -> None:
+    submission = write_submission([("a", EMPTY), ("b", EMPTY)])
+    mask = next((submission / "job-1").rglob("*.mha"))
+    mask.write_bytes(mask.read_bytes()[:-20])
+    refused(judge(submission), "job job-1: uuid-1.mha: got 100 bytes of voxels, expected 120: the file is truncated")
 
 
 def test_a_failed_job(judge, write_submission) -> None:

@@ -14,33 +14,39 @@ from evaluation.errors import InputError
 runner = CliRunner()
 
 
-@pytest.fixture
-def methods(tmp_path, reference, predictions, write_mask):
-    """`good` repeats the reference, `poor` is the conftest's prediction; each in one of the two layouts."""
-    good, poor = tmp_path / "good", tmp_path / "poor"
-    for case in ("a", "b"):
-        (good / case).mkdir(parents=True)
-        (good / case / "lesions.mha").write_bytes((reference / f"secret-{case}.mha").read_bytes())
-        write_mask(poor / f"{case}.mha", predictions[case])
-    return {"good": good, "poor": poor}
-
-
 def arguments(reference, methods, out) -> list[str]:
     options = [part for name, directory in methods.items() for part in ("--method", f"{name}={directory}")]
     return ["compare", "--reference", str(reference), "--out", str(out), *options]
 
 
+FILES = ["metrics.json", "report.html", "scans.csv", "tables.md", "tables.tex"]
+
+
 def test_two_methods(tmp_path, reference, methods) -> None:
-    outcome = runner.invoke(app, arguments(reference, methods, tmp_path / "out"), env={"COLUMNS": "160"})
+    out = tmp_path / "out"
+    outcome = runner.invoke(app, arguments(reference, methods, out))
     assert (outcome.exit_code, outcome.stderr) == (0, "")
-    assert "good - poor" in outcome.stdout
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert "| good | **1.000** |" in outcome.stdout
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["methods"]["good"]["aggregates"]["iou"]["overall"]["mean"] == 1.0
-    assert metrics["comparisons"]["m"] == 1
-    (pair,) = metrics["comparisons"]["pairs"]
-    assert (pair["first"], pair["second"], pair["n"], pair["n_nonzero"]) == ("good", "poor", 2, 2)
-    assert pair["median_difference"] == 0.875
-    assert (pair["p"], pair["p_bonferroni"]) == (0.5, 0.5)
+    assert np.array(metrics["methods"]["poor"]["score_table"]).sum() == 9
+    pair = metrics["comparisons"]["pairs"][0]
+    assert (pair["first"], pair["second"], pair["target"], pair["n"], pair["n_nonzero"]) == (
+        "good",
+        "poor",
+        "overall",
+        2,
+        2,
+    )
+    assert (pair["median_difference"], pair["p"], pair["m"], pair["p_bonferroni"]) == (0.875, 0.5, 1, 0.5)
+
+
+def test_the_same_input_gives_the_same_files(tmp_path, with_cts, methods) -> None:
+    for out in ("one", "two"):
+        compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / out)
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_the_table_of_scans(tmp_path, reference, methods) -> None:
@@ -50,20 +56,41 @@ def test_the_table_of_scans(tmp_path, reference, methods) -> None:
     assert table.loc[("poor", "a"), "iou_overall"] == 0.25
     assert np.isnan(table.loc[("good", "b"), "iou_mixed"])
     assert (table.loc[("poor", "a"), "rul_predicted_score"], table.loc[("good", "a"), "rul_percent_error"]) == (2, 0.0)
+    assert (table.loc[("poor", "a"), "lul_reference_percent"], table.loc[("poor", "a"), "lul_predicted_percent"]) == (
+        20.0,
+        10.0,
+    )
     assert np.isnan(table.loc[("poor", "a"), "rml_reference_score"])
+    assert (table.loc[("poor", "b"), "total_reference_score"], table.loc[("poor", "b"), "total_predicted_score"]) == (
+        1,
+        2,
+    )
 
 
 def test_three_methods_are_corrected_for_three_pairs(tmp_path, reference, methods) -> None:
     methods["same"] = methods["good"]
-    comparisons = compare_methods(reference_directory=reference, methods=methods, out=tmp_path / "o")["comparisons"]
-    assert comparisons["m"] == 3
-    outcomes = {(pair["first"], pair["second"]): (pair["p"], pair["p_bonferroni"]) for pair in comparisons["pairs"]}
+    comparison = compare_methods(reference_directory=reference, methods=methods, out=tmp_path / "o")
+    tests = [test for test in comparison.metrics["comparisons"]["pairs"] if test["target"] == "overall"]
+    outcomes = {(test["first"], test["second"]): (test["p"], test["p_bonferroni"]) for test in tests}
     assert outcomes == {("good", "poor"): (0.5, 1.0), ("good", "same"): (None, None), ("poor", "same"): (0.5, 1.0)}
+
+
+def test_against_one_method(tmp_path, reference, methods) -> None:
+    methods["same"] = methods["good"]
+    options = [*arguments(reference, methods, tmp_path / "out"), "--against", "poor"]
+    assert runner.invoke(app, options).exit_code == 0
+    comparisons = json.loads((tmp_path / "out" / "metrics.json").read_text())["comparisons"]
+    assert comparisons["m"] == {"overall": 2, "subtypes": 6}
+    assert {(test["first"], test["second"]) for test in comparisons["pairs"]} == {("good", "poor"), ("poor", "same")}
+    outcome = runner.invoke(app, [*arguments(reference, methods, tmp_path / "out"), "--against", "other"])
+    assert outcome.stderr == "--against: got 'other', expected one of the methods: good, poor, same\n"
 
 
 def test_one_method_has_nothing_to_compare(tmp_path, reference, methods) -> None:
     one = {"good": methods["good"]}
-    assert compare_methods(reference_directory=reference, methods=one, out=tmp_path)["comparisons"]["pairs"] == []
+    comparison = compare_methods(reference_directory=reference, methods=one, out=tmp_path / "out")
+    assert comparison.metrics["comparisons"]["pairs"] == []
+    assert "One method has nothing to be compared with." in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_missing_and_ambiguous_masks(tmp_path, reference, methods, predictions, write_mask) -> None:
@@ -75,13 +102,53 @@ def test_missing_and_ambiguous_masks(tmp_path, reference, methods, predictions, 
     (methods["poor"] / "b.mha").unlink()
     with pytest.raises(InputError, match="method poor, case b: got 0 masks"):
         compare_methods(reference_directory=reference, methods=methods, out=tmp_path / "out")
+    (methods["poor"] / "a.mha").unlink()
+    with pytest.raises(InputError, match="method poor: got masks of none of the 2 cases in .*poor, expected <case>"):
+        compare_methods(reference_directory=reference, methods=methods, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_another_grid_names_the_method(tmp_path, reference, methods, predictions, write_mask) -> None:
-    write_mask(methods["poor"] / "a.mha", predictions["a"], shift_mm=1)
+def test_masks_of_other_cases_are_left_alone_and_said(tmp_path, reference, methods, predictions, write_mask) -> None:
+    write_mask(methods["poor"] / "c.nii.gz", predictions["a"])
+    outcome = runner.invoke(app, arguments(reference, methods, tmp_path / "out"))
+    assert outcome.exit_code == 0
+    assert "method poor: 1 masks of other cases are left alone: c.nii.gz" in outcome.stdout
+
+
+def test_nifti_masks(tmp_path, reference, methods, predictions, write_mask) -> None:
+    for case in ("a", "b"):
+        write_mask(tmp_path / "nifti" / f"{case}.nii.gz", predictions[case])
+    both = {"poor": methods["poor"], "nifti": tmp_path / "nifti"}
+    comparison = compare_methods(reference_directory=reference, methods=both, out=tmp_path / "out")
+    poor, nifti = (comparison.metrics["methods"][name]["aggregates"]["iou"] for name in both)
+    assert nifti == poor
+
+
+def test_another_grid_names_the_method_or_is_resampled_where_asked(
+    tmp_path, reference, methods, predictions, write_mask
+) -> None:
+    write_mask(methods["poor"] / "a.mha", predictions["a"], shift_mm=0.1)
     with pytest.raises(InputError, match="method poor, case a: a.mha: got .*expected"):
         compare_methods(reference_directory=reference, methods=methods, out=tmp_path / "out")
+    options = [*arguments(reference, methods, tmp_path / "out"), "--resample", "nearest"]
+    assert runner.invoke(app, options).exit_code == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["methods"]
+    assert (metrics["poor"]["resampled_cases"], metrics["good"]["resampled_cases"]) == (["a"], [])
+    assert metrics["poor"]["aggregates"]["iou"]["overall"]["mean"] == 0.125
+    assert "1 masks lay on another grid" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_no_method(tmp_path, reference) -> None:
+    with pytest.raises(InputError, match="--method: got none"):
+        compare_methods(reference_directory=reference, methods={}, out=tmp_path / "out")
+
+
+def test_processes_change_nothing(tmp_path, with_cts, methods, monkeypatch) -> None:
+    compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / "one")
+    monkeypatch.setattr("evaluation.workers.worker_count", lambda tasks: 2)
+    compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / "two")
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 @pytest.mark.parametrize(

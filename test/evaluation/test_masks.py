@@ -67,7 +67,10 @@ def test_another_grid_is_refused_and_both_are_shown(tmp_path, write_mask) -> Non
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (ARRAY.astype(np.float32), "got voxels of 32-bit float, expected integer labels; cast to uint8"),
+        (ARRAY + np.float32(0.25), "got float32 voxels that are not whole numbers, expected labels 0 to 3"),
+        (np.full((2, 3, 4), np.nan), "got float64 voxels that are not whole numbers"),
+        (np.full((2, 3, 4), np.inf), "got labels inf to inf, expected 0 to 3"),
+        (ARRAY.astype(np.float64) + 1, "got labels 1 to 4, expected 0 to 3"),
         (ARRAY[0], "got 2 dimensions and 1 channels, expected 3 and 1"),
         (ARRAY + 1, "got labels 1 to 4, expected 0 to 3"),
         (ARRAY - 1, "got labels -1 to 2, expected 0 to 3"),
@@ -78,9 +81,44 @@ def test_refuses_what_is_no_label_mask(tmp_path, write_mask, array, message) -> 
         read_mask(write_mask(tmp_path / "m.mha", array), highest_label=3)
 
 
-def test_refuses_missing_and_broken_files(tmp_path) -> None:
+def test_takes_floats_that_are_whole_numbers(tmp_path, write_mask) -> None:
+    mask = read_mask(write_mask(tmp_path / "m.mha", ARRAY.astype(np.float32)), highest_label=3)
+    assert mask.array.dtype == np.uint8
+    assert np.array_equal(mask.array, ARRAY)
+
+
+def test_refuses_colours(tmp_path) -> None:
+    sitk.WriteImage(sitk.Image([4, 3, 2], sitk.sitkVectorUInt8, 3), str(tmp_path / "m.mha"))
+    with pytest.raises(InputError, match="m.mha: got 3 dimensions and 3 channels, expected 3 and 1"):
+        read_mask(tmp_path / "m.mha", highest_label=3)
+
+
+def test_refuses_missing_and_other_files(tmp_path) -> None:
     with pytest.raises(InputError, match="m.mha: got no such file"):
         read_mask(tmp_path / "m.mha", highest_label=3)
     (tmp_path / "m.mha").write_text("not an image")
     with pytest.raises(InputError, match="m.mha: got a file that cannot be read"):
         read_mask(tmp_path / "m.mha", highest_label=3)
+    (tmp_path / "m.nrrd").write_text("")
+    with pytest.raises(InputError, match="m.nrrd: got another kind of file, expected .mha, .nii.gz, .nii"):
+        read_mask(tmp_path / "m.nrrd", highest_label=3)
+
+
+def test_resamples_to_the_nearest_label_where_asked(tmp_path, write_mask) -> None:
+    coarse = write_mask(tmp_path / "coarse.mha", ARRAY, spacing=(2.0, 2.0, 2.0))
+    grid = read_mask(coarse, highest_label=3).grid
+    # The same box cut into halves of every edge: centres of the eight new voxels lie half a mm from the old one's.
+    fine = Grid((4, 6, 8), (1.0, 1.0, 1.0), tuple(value - 0.5 for value in grid.origin_xyz_mm), grid.direction)
+    with pytest.raises(GridMismatchError):
+        read_mask(coarse, highest_label=3, grid=fine)
+    resampled = read_mask(coarse, highest_label=3, grid=fine, resample=True)
+    assert np.array_equal(resampled.array, ARRAY.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2))
+    assert (resampled.grid, resampled.is_resampled) == (fine, True)
+    assert not read_mask(coarse, highest_label=3, grid=grid, resample=True).is_resampled
+
+
+def test_does_not_resample_a_mask_of_elsewhere(tmp_path, write_mask) -> None:
+    grid = read_mask(write_mask(tmp_path / "a.mha", ARRAY), highest_label=3).grid
+    far = write_mask(tmp_path / "b.mha", ARRAY, shift_mm=500.0)
+    with pytest.raises(GridMismatchError, match=r"b.mha: got .*\(487.5, 507.25, 200\)"):
+        read_mask(far, highest_label=3, grid=grid, resample=True)

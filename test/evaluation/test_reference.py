@@ -23,6 +23,23 @@ def test_reads_scores_and_paths(reference) -> None:
     assert cases["a"].lesions == reference / "secret-a.mha"
 
 
+@pytest.mark.parametrize(
+    ("cells", "total"),
+    [("1,2,0,5,3,", 11), ("1,2,0,5,3,11", 11), ("1,2,0,5,3,11.0", 11), ("1,,0,5,3,", None), ("1,,0,5,3,12", 12)],
+)
+def test_the_total_is_the_sum_or_what_is_given(tmp_path, cells, total) -> None:
+    (tmp_path / "reference.csv").write_text(f"{HEADER},total,ct\na,l.mha,o.mha,{cells},images/a.mha\n")
+    case = read_reference(tmp_path)["a"]
+    assert case.total == total
+    assert case.ct == tmp_path / "images" / "a.mha"
+
+
+def test_total_and_ct_may_be_left_out(reference) -> None:
+    cases = read_reference(reference)
+    assert (cases["a"].total, cases["b"].total) == (None, 1)
+    assert cases["a"].ct is None
+
+
 def test_scores_may_be_written_as_floats_and_other_columns_stay(tmp_path) -> None:
     (tmp_path / "reference.csv").write_text(f"{HEADER},split\na,l.mha,o.mha,1.0,,0,5,3,test\n", encoding="utf-8-sig")
     assert read_reference(tmp_path)["a"].scores == {"lul": 1, "lll": None, "rul": 0, "rll": 5, "rml": 3}
@@ -34,7 +51,12 @@ def test_scores_may_be_written_as_floats_and_other_columns_stay(tmp_path) -> Non
         ("case,lesions,lobes,lul,lll,rul,rll\n", "got no column rml"),
         (HEADER + "\n", "got no case"),
         (HEADER + "\na,l,o,1,1,1,1,1\na.mha,l,o,1,1,1,1,1\n", "case a is listed twice"),
-        (HEADER + "\na,l,o,1,1,1,1,6\n", "case a: got rml '6', expected 0 to 5"),
+        (HEADER + "\na,l,o,1,1,1,1,6\n", "case a: rml: got '6', expected 0 to 5"),
+        (HEADER + "\na,l,o,1,1,1,1,-1\n", "case a: rml: got '-1', expected 0 to 5"),
+        (HEADER + "\na,l,o,1,1,1,1,1.5\n", "case a: rml: got '1.5', expected 0 to 5"),
+        (HEADER + ",total\na,l,o,1,1,1,1,1,26\n", "case a: total: got '26', expected 0 to 25"),
+        (HEADER + ",total\na,l,o,1,1,1,1,1,6\n", "case a: got total 6, but its lobes' scores add up to 5 to 5"),
+        (HEADER + ",total\na,l,o,1,1,1,1,,3\n", "case a: got total 3, but its lobes' scores add up to 4 to 9"),
         (HEADER + "\na,,o,1,1,1,1,1\n", "case 'a' has no lesions"),
         (HEADER + "\na,l,o,1,1,1,1\n", "row 1 has not as many cells"),
         (HEADER + "\na,l,o,1,1,1,1,1,1\n", "row 1 has not as many cells"),

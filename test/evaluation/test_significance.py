@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata, wilcoxon
 
 from evaluation.errors import InputError
 from evaluation.significance import bonferroni, wilcoxon_signed_rank
@@ -39,6 +39,42 @@ def test_p_against_enumeration(differences) -> None:
     mirrored = wilcoxon_signed_rank([0] * len(differences), differences)
     assert (mirrored.p, mirrored.statistic) == (pytest.approx(result.p), result.statistic)
     assert mirrored.median_difference == -result.median_difference
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_p_against_enumeration_with_ties_and_zeros(seed) -> None:
+    rng = np.random.default_rng(seed)
+    differences = rng.integers(-3, 5, 10)
+    result = wilcoxon_signed_rank(differences, np.zeros(10))
+    assert (result.n, result.n_nonzero) == (10, np.count_nonzero(differences))
+    assert result.p == pytest.approx(enumerated_p(differences[differences != 0].astype(float)))
+
+
+def test_p_of_many_pairs_against_the_normal_approximation() -> None:
+    rng = np.random.default_rng(3)
+    differences = rng.integers(-6, 8, 90).astype(float)
+    nonzero = differences[differences != 0]
+    ranks, n = rankdata(np.abs(nonzero)), nonzero.size
+    _, ties = np.unique(np.abs(nonzero), return_counts=True)
+    deviation = (n * (n + 1) * (2 * n + 1) / 24 - np.sum(ties**3 - ties) / 48) ** 0.5
+    z = (ranks[nonzero > 0].sum() - n * (n + 1) / 4) / deviation
+    assert wilcoxon_signed_rank(differences, np.zeros(90)).p == pytest.approx(2 * norm.sf(abs(z)))
+
+
+def test_p_against_scipy() -> None:
+    rng = np.random.default_rng(4)
+    first, second = rng.random(30), rng.random(30)
+    result = wilcoxon_signed_rank(first, second)
+    expected = wilcoxon(first, second, zero_method="wilcox", alternative="two-sided")
+    assert (result.p, result.statistic) == pytest.approx((expected.pvalue, expected.statistic))
+
+
+def test_rank_biserial_by_hand() -> None:
+    # Ranks of 1, 2, 3, 4 and sum 10: 4 against and 6 for; a zero has no rank.
+    assert wilcoxon_signed_rank([1, 2, 3, -4, 0], [0] * 5).rank_biserial == pytest.approx((6 - 4) / 10)
+    assert wilcoxon_signed_rank([-1, -2, -3, 4, 0], [0] * 5).rank_biserial == pytest.approx(-(6 - 4) / 10)
+    assert wilcoxon_signed_rank([1, 2, 2], [0] * 3).rank_biserial == 1.0
+    assert wilcoxon_signed_rank([1, 1], [1, 1]).rank_biserial is None
 
 
 def test_five_pairs_on_one_side_by_hand() -> None:

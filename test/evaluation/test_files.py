@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.report import write_json, write_text
+from evaluation.files import write_json, write_text
 
 
 def test_replaces_a_file_whole(tmp_path) -> None:

@@ -1,0 +1,1 @@
+"""A comparison for people: tables, figures, pictures, and the page that holds them all."""

@@ -1,0 +1,87 @@
+"""Work over many scans in a few processes: as many as processors and memory allow, and no more than one was told."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import SimpleITK as sitk
+
+from evaluation.errors import InputError
+
+VARIABLE = "EVALUATION_MAX_WORKERS"
+WORKER_MEMORY_BYTES = 2 * 1024**3
+"""What a worker may need at 512 x 512 x 400 voxels; see `python -m evaluation benchmark`."""
+
+_RESERVED_BYTES = 1024**3
+_CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+log = logging.getLogger(__name__)
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def worker_count(tasks: int) -> int:
+    """Number of processes: bounded by tasks, processors, memory at 2 GiB each, and EVALUATION_MAX_WORKERS.
+
+    Raises:
+        InputError: EVALUATION_MAX_WORKERS is not a whole number above 0.
+    """
+    setting = os.environ.get(VARIABLE, "").strip()
+    if setting and not (setting.isascii() and setting.isdigit() and int(setting) > 0):
+        raise InputError(f"{VARIABLE}: got {setting!r}, expected a whole number above 0, or nothing")
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bounds = [tasks, processors, (memory_bytes() - _RESERVED_BYTES) // WORKER_MEMORY_BYTES]
+    return max(1, min(bounds + [int(setting)] if setting else bounds))
+
+
+def memory_bytes() -> int:
+    """Memory of this machine or of the container this runs in, whichever is less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CONTAINER_LIMITS:
+        text = path.read_text().strip() if path.is_file() else ""
+        limits += [int(text)] if text.isdigit() else []  # "max" where there is none
+    return min(limits)
+
+
+def over_scans(work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    """Do the same work on every task.
+
+    Args:
+        work: a function of a module, whose results can be pickled.
+        tasks: what to work on.
+
+    Yields:
+        The results in the order of the tasks.
+
+    Raises:
+        Exception: what the first failing task in that order raised; tasks that have not begun are dropped.
+        InputError: a worker was killed, most likely for want of memory.
+    """
+    workers = worker_count(len(tasks))
+    if workers == 1:
+        yield from map(work, tasks)
+        return
+    log.info("%d scans in %d processes", len(tasks), workers)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
+            yield from pool.map(work, tasks)
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"one of {workers} worker processes was killed, most likely for want of memory: each may need "
+            f"{WORKER_MEMORY_BYTES >> 30} GiB, and more for larger scans; set {VARIABLE} to a smaller number"
+        ) from error
+
+
+def _use_one_thread() -> None:
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
