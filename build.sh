@@ -9,7 +9,7 @@ usage: ./build.sh [--api-method invoke|exec]
 
 Builds the algorithm image for both of the platform's ways to call a container (or for the one named), and the
 evaluation image. Where no container engine answers it makes the virtual environment .venv instead, in which
-`.venv/bin/python -m algorithm` runs.
+`.venv/bin/python -m algorithm` and `-m evaluation` run.
 
   CONTAINER_ENGINE   docker-compatible command (docker)
   PYTHON             Python 3.10 or newer, for the virtual environment (python3)
@@ -22,7 +22,7 @@ build_algorithm() { # API_METHOD
 }
 
 build_evaluation() {
-  "$engine" build --platform linux/amd64 --tag "$evaluation_image" evaluation
+  "$engine" build --platform linux/amd64 --build-arg VERSION="$version" --tag "$evaluation_image" evaluation
   printf 'built %s\n' "$evaluation_image"
 }
 
@@ -42,6 +42,6 @@ if engine_answers; then
   for method in "${api_methods[@]}"; do build_algorithm "$method"; done
   build_evaluation
 else
-  make_environment .venv requirements.txt
+  make_environment .venv requirements.txt evaluation/requirements.txt
   printf 'no container engine: no image was built, .venv is ready\n'
 fi

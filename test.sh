@@ -106,6 +106,12 @@ test_evaluation() {
   chmod -R a+rX "$work/evaluation"
   run_evaluation
   "${PYTHON:-python3}" test/container/evaluation_case.py check "$work/output/metrics.json"
+  step 'evaluation: a damaged submission is refused'
+  clear_output
+  "${PYTHON:-python3}" test/container/evaluation_case.py spoil "$work/evaluation/input"
+  ! run_evaluation 2>"$work/stderr" || die 'evaluation: a truncated mask was accepted'
+  [ ! -e "$work/output/metrics.json" ] || die 'evaluation: metrics were written for a truncated mask'
+  "${PYTHON:-python3}" test/container/evaluation_case.py check-refusal "$work/stderr"
 }
 
 clean_up() {
@@ -133,7 +139,7 @@ test_sample() {
   test_invoke
   segment_sample
   keep_segmentation
-  ! engine_answers || test_evaluation
+  test_evaluation
   step 'passed'
 }
 

@@ -30,15 +30,16 @@ engine_answers() {
 }
 
 # Make or refresh a virtual environment; nothing happens when it is up to date.
-make_environment() { # DIRECTORY REQUIREMENTS_FILE
-  local python=${PYTHON:-python3} stamp
+make_environment() { # DIRECTORY REQUIREMENTS_FILE...
+  local python=${PYTHON:-python3} stamp file requirements=()
+  for file in "${@:2}"; do requirements+=(-r "$file"); done
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     die "$("$python" --version 2>&1 || true) is not enough: set PYTHON to Python 3.10 or newer"
   stamp=$({ "$python" -c 'import sys; print(sys.version, sys.base_prefix)'; cat ./*requirements*.txt ./*/requirements*.txt constraints.txt; } |
     cksum)
   [ "$stamp" != "$(cat "$1/stamp" 2>/dev/null || true)" ] || return 0
-  printf 'installing %s into %s\n' "$2" "$1"
+  printf 'installing %s into %s\n' "${*:2}" "$1"
   "$python" -m venv --clear "$1"
-  "$1/bin/python" -m pip install -qq --disable-pip-version-check -r "$2" -c constraints.txt
+  "$1/bin/python" -m pip install -qq --disable-pip-version-check "${requirements[@]}" -c constraints.txt
   printf '%s\n' "$stamp" >"$1/stamp"
 }

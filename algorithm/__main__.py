@@ -24,7 +24,7 @@ from algorithm.job import INPUT_DIR, OUTPUT_DIR, Segmenter, read_case, run_case,
 from algorithm.report import SeverityReport, severity_json_schema
 
 if TYPE_CHECKING:
-    from algorithm.segmenter import Segmentation
+    from algorithm.segmenter import LesionSegmenter, Segmentation
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -82,6 +82,29 @@ def segment(
         _print_report(segmentation.report)
 
 
+@app.command("segment-batch")
+def segment_batch(
+    scans: Annotated[Path, typer.Argument(help="Folder with <case>.mha, .nii.gz, ...; or a table case,ct,lobes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, a folder for each case.")],
+    lobes: Annotated[Path | None, typer.Option("--lobes", help="Folder with a lobe mask of each case's name.")] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    memory_gb: MemoryOption = 3.0,
+) -> None:
+    """Segment many scans, leaving out those that are done, and collect severity.csv."""
+    from algorithm.batch_cases import find_cases
+    from algorithm.segment_batch import segment_cases
+
+    _stop_orderly_on_sigterm()
+    with _reported_errors():
+        cases = find_cases(scans, lobes)
+        failures = segment_cases(_load(model, device, memory_gb), cases, out, draw=_draw)
+        for name, reason in failures.items():
+            print(f"failed: {name}: {reason}")
+        if failures:
+            raise InputError(f"{len(failures)} of {len(cases)} cases failed; see above")
+
+
 @app.command("exec")
 def execute(
     model: ModelOption = None,
@@ -132,7 +155,7 @@ class _LoadedWhenNeeded:
         return self._load().segment(ct, lobes, progress=progress)
 
 
-def _load(model: Path | None, device: Device, memory_gb: float) -> Segmenter:
+def _load(model: Path | None, device: Device, memory_gb: float) -> LesionSegmenter:
     from algorithm.model import find_model  # these import torch, which takes seconds
     from algorithm.segmenter import LesionSegmenter
 

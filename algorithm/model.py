@@ -17,7 +17,7 @@ from algorithm.lobes import LOBES
 from algorithm.network import UNet3D
 from algorithm.preprocess import WINDOW_HU
 from algorithm.severity import SCORE_LOWER_PERCENT
-from algorithm.subtypes import ReferenceComponents
+from algorithm.subtypes import ReferenceComponents, VoteRules
 
 DESCRIPTION = "model.json"
 LESION_WEIGHTS = "lesion.safetensors"
@@ -58,6 +58,7 @@ class ModelDescription(_Part):
     classes: tuple[str, ...] = CLASSES
     lobes: dict[str, int] = {lobe.key: lobe.label for lobe in LOBES}
     score_lower_percent: tuple[float, ...] = SCORE_LOWER_PERCENT
+    subtype_vote: VoteRules = VoteRules()
     training: dict[str, Any] = Field(description="data, seed, commit, settings")
     results: dict[str, Any] = Field(description="what was measured, on what")
     intended_use: str

@@ -120,7 +120,7 @@ class LesionSegmenter:
         report("postprocess", 0.0)
         lesions = (resample(margin, lung_ct.geometry, "linear").array > 0) & (lung_lobes.array > 0)
         components = find_components(lesions, lung_ct.array, voxel_ml=ct.geometry.voxel_ml)
-        subtypes = vote(components, self.model.reference)
+        subtypes = vote(components, self.model.reference, self.model.description.subtype_vote)
         labels = paint(components, subtypes)
         finished = time.perf_counter()
         timings = Timings(

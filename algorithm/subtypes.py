@@ -5,18 +5,34 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from algorithm.errors import InputError
 
 SUBTYPES = {1: "ground-glass", 2: "consolidation", 3: "mixed"}
-SHORTLIST = 10
-VOTERS = 5
 SMALLEST_SD_HU = 1.0
 COLUMNS = ("volume_ml", "mean_hu", "sd_hu", "subtype")
+
+
+class VoteRules(BaseModel):
+    """How reference lesions vote; what the dRAM paper, III-E, leaves open beside K = 10 and N = 5."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shortlist: int = Field(10, ge=1, description="reference lesions nearest in volume that are looked at (K)")
+    voters: int = Field(5, ge=1, description="of these, the ones with the smallest divergence (N)")
+    divergence: Literal["component||reference", "reference||component"] = Field(
+        "component||reference", description="direction of the Kullback-Leibler divergence"
+    )
+    weights: Literal["rank", "equal"] = Field("rank", description="rank gives the best voter N votes, the last one 1")
+
+
+DEFAULT_RULES = VoteRules()
 
 
 @dataclass(frozen=True)
@@ -118,24 +134,31 @@ def normal_kld(
     )
 
 
-def vote(components: Components, reference: ReferenceComponents) -> NDArray[np.uint8]:
+def vote(components: Components, reference: ReferenceComponents, rules: VoteRules = DEFAULT_RULES) -> NDArray[np.uint8]:
     """Subtype of each component.
 
-    The ten reference lesions nearest in volume are ordered by KL(component || reference); the best five vote with
-    weights 5, 4, 3, 2, 1. A tie goes to the subtype whose best voter has the lower divergence.
+    The reference lesions nearest in volume are ordered by their divergence from the component; the best ones vote, by
+    default five of ten with weights 5, 4, 3, 2, 1. A tie goes to the subtype whose best voter diverges less.
+
+    Args:
+        components: the lesions to name.
+        reference: lesions of known subtype.
+        rules: how many are asked, and how their votes count.
 
     Returns:
         uint8, one of `SUBTYPES` per component.
     """
     subtypes = np.zeros(len(components), dtype=np.uint8)
     for k in range(len(components)):
-        near = np.argsort(np.abs(reference.volume_ml - components.volume_ml[k]), kind="stable")[:SHORTLIST]
-        divergence = normal_kld(
-            components.mean_hu[k], components.sd_hu[k], reference.mean_hu[near], reference.sd_hu[near]
-        )
-        voters = reference.subtype[near[np.argsort(divergence, kind="stable")[:VOTERS]]]
+        near = np.argsort(np.abs(reference.volume_ml - components.volume_ml[k]), kind="stable")[: rules.shortlist]
+        component = components.mean_hu[k], components.sd_hu[k]
+        references = reference.mean_hu[near], reference.sd_hu[near]
+        is_forward = rules.divergence == "component||reference"
+        divergence = normal_kld(*component, *references) if is_forward else normal_kld(*references, *component)
+        voters = reference.subtype[near[np.argsort(divergence, kind="stable")[: rules.voters]]]
         ballots = np.zeros(1 + max(SUBTYPES))
-        np.add.at(ballots, voters, np.arange(VOTERS, VOTERS - len(voters), -1))
+        weights = np.arange(rules.voters, 0, -1) if rules.weights == "rank" else np.ones(rules.voters)
+        np.add.at(ballots, voters, weights[: len(voters)])
         winners = np.flatnonzero(ballots == ballots.max())
         subtypes[k] = next(voter for voter in voters if voter in winners)
     return subtypes

@@ -1,23 +1,30 @@
-"""Command line: `python -m batch run | status | fetch`."""
+"""Command line: `python -m batch run | status | fetch | retry | collect`."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from batch.cases import pair_cases
-from batch.connection import connect
-from batch.errors import InputError
-from batch.jobs import Batch
-from batch.manifest import Manifest
+from batch.cases import find_cases
+from batch.cohort import PICTURE_FILE, TABLE_FILE, collect
+from batch.errors import InputError, PlatformError, TokenRefusedError
+from batch.manifest import HERE, Manifest, only_process
+from batch.scans import convert
+
+if TYPE_CHECKING:
+    from batch.connection import Connection
+
+PLATFORM = "https://grand-challenge.org/api/v1/"
 
 app = typer.Typer(
     help="Run the uploaded algorithm over many scans.",
@@ -34,30 +41,52 @@ def _log_to_stdout() -> None:
     """Run the uploaded algorithm over many scans on grand-challenge.org."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
     logging.getLogger("batch").setLevel(logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_without_queries)
 
 
 @app.command()
 def run(
     algorithm: Annotated[str, typer.Option(help="Slug of the algorithm, as in its web address.")],
-    scans: Annotated[Path, typer.Option(help="Folder with <case>.mha CT scans.")],
-    lobes: Annotated[Path, typer.Option(help="Folder with <case>.mha lobe masks.")],
     out: OutOption,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; upload nothing.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Start failed jobs anew.")] = False,
+    scans: Annotated[
+        Path | None, typer.Option(help="Folder with <case>.mha, .nii.gz or DICOM folders; or a table case,ct,lobes.")
+    ] = None,
+    lobes: Annotated[Path | None, typer.Option(help="Folder with a lobe mask <case>.mha or .nii.gz a scan.")] = None,
+    archive: Annotated[str | None, typer.Option(help="Slug of an archive on the platform, in place of scans.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the scans and show what would be sent.")] = False,
+    platform: Annotated[str, typer.Option(help="Address of the platform's API.")] = PLATFORM,
 ) -> None:
     """Run every scan that is not finished, wait, and fetch the outputs. Can be stopped and run again."""
     with _one_line_errors():
-        cases = pair_cases(scans=scans, lobes=lobes)
-        manifest = Manifest.load_or_new(out, algorithm=algorithm)
-        manifest.plan(cases, retry_failed=retry_failed)
+        if (scans is None) == (archive is None):
+            raise InputError("got both or none of --scans and --archive, expected one of them")
+        manifest = Manifest.load_or_new(out, platform=platform, algorithm=algorithm)
         if dry_run:
-            Console().print(_table(manifest))
+            if scans is None:
+                raise InputError("got --dry-run with --archive, of which nothing would be sent; expected --scans")
+            manifest.plan(find_cases(scans, lobes), out)
+            Console().print(_sendings(manifest))
             return
-        connection = connect()
-        out.mkdir(parents=True, exist_ok=True)
-        manifest.save(out)
-        Batch(connection, manifest, out).run(cases)
-        _finish(manifest, complete=True)
+        cases = find_cases(scans, lobes) if scans else []
+        with _connect(platform) as connection, only_process(out):
+            manifest = Manifest.load_or_new(out, platform=platform, algorithm=algorithm)
+            manifest.plan(connection.archive(archive) if archive else cases, out)
+            _complete(manifest, out, connection)
+
+
+@app.command()
+def retry(
+    out: OutOption,
+    cases: Annotated[list[str] | None, typer.Argument(help="Cases that failed; default: all that did.")] = None,
+) -> None:
+    """Start jobs that failed or were cancelled anew, which costs credits again; then go on like run."""
+    with _one_line_errors(), _connect(Manifest.load(out).platform) as connection, only_process(out):
+        manifest = Manifest.load(out)
+        if not manifest.retry(cases or []):
+            raise InputError(f"{out}: got no case whose job failed or was cancelled, expected at least one")
+        manifest.forget_errors(out)
+        _complete(manifest, out, connection)
 
 
 @app.command()
@@ -70,20 +99,56 @@ def status(out: OutOption) -> None:
 @app.command()
 def fetch(out: OutOption) -> None:
     """Ask once for the status of the jobs and fetch the outputs that are ready; start and await nothing."""
-    with _one_line_errors():
+    with _one_line_errors(), _connect(Manifest.load(out).platform) as connection, only_process(out):
+        from batch.jobs import Batch
+
         manifest = Manifest.load(out)
-        manifest.forget_fetch_errors()
-        Batch(connect(), manifest, out).refresh()
-        _finish(manifest, complete=False)
+        manifest.forget_errors(out)
+        Batch(connection, manifest, out).refresh()
+        _finish(manifest, out, complete=False)
 
 
-def _finish(manifest: Manifest, *, complete: bool) -> None:
-    """Show all cases; then fail if one failed or, where all should be complete, is not finished."""
-    Console().print(_table(manifest))
-    failed = sum(record.error is not None for record in manifest.cases.values())
-    unfinished = sum(not record.is_finished for record in manifest.cases.values())
+@app.command("collect")
+def collect_results(out: OutOption) -> None:
+    """Write severity.csv and cohort.png anew from all cases in the folder; asks the platform nothing."""
+    with _one_line_errors():
+        cases = collect(out)
+        if not cases:
+            raise InputError(f"{out}: got no case with severity.json, expected the output folder of earlier runs")
+        print(f"{len(cases)} cases in {out / TABLE_FILE} and {out / PICTURE_FILE}")
+
+
+def _connect(url: str) -> Connection:
+    try:
+        from batch.connection import Connection
+    except ImportError as error:
+        raise InputError(f"{error.name}: not installed; pip install -r batch/requirements.txt") from error
+    return Connection(url)
+
+
+def _complete(manifest: Manifest, out: Path, connection: Connection) -> None:
+    from batch.jobs import Batch
+
+    try:
+        Batch(connection, manifest, out).run()
+    finally:
+        Console().print(_table(manifest))
+    _finish(manifest, out, complete=True)
+
+
+def _finish(manifest: Manifest, out: Path, *, complete: bool) -> None:
+    """Collect the results; then fail if a case failed or, where all should be complete, is not finished."""
+    if not complete:
+        Console().print(_table(manifest))
+    collect(out)
+    records = manifest.cases.values()
+    images = {record.algorithm_image for record in records if record.algorithm_image}
+    if len(images) > 1:
+        print(f"Warning: {len(images)} versions of the algorithm made these results; see manifest.json for which")
+    failed = sum(record.error is not None for record in records)
+    unfinished = sum(not record.is_finished for record in records)
     if failed or (complete and unfinished):
-        raise InputError(f"{failed} of {len(manifest.cases)} cases failed, {unfinished} are without outputs; see above")
+        raise InputError(f"{failed} of {len(records)} cases failed, {unfinished} are without outputs; see above")
 
 
 def _table(manifest: Manifest) -> Table:
@@ -95,12 +160,39 @@ def _table(manifest: Manifest) -> Table:
     return table
 
 
+def _sendings(manifest: Manifest) -> Table:
+    """What would be sent: each file after conversion, with its size; or why it cannot be."""
+    table = Table(
+        "case", "status", "socket", "file sent", "MB", "error", title=f"{manifest.algorithm}: nothing is sent"
+    )
+    for name, record in sorted(manifest.cases.items()):
+        if not record.is_to_start:
+            table.add_row(name, record.status, "", "", "", "")
+            continue
+        try:
+            with TemporaryDirectory() as temporary:
+                for slug, path in convert(record.files, Path(temporary)).items():
+                    megabytes = f"{path.stat().st_size / 1e6:.1f}"
+                    table.add_row(name, record.status, slug, f"{name}_*_{slug}.mha", megabytes, "")
+        except (InputError, OSError) as error:
+            table.add_row(name, record.status, "", "", "", str(error))
+    here = sum(record.status == HERE for record in manifest.cases.values())
+    table.caption = f"{here} cases computed here" if here else None
+    return table
+
+
+def _without_queries(record: logging.LogRecord) -> bool:
+    """Keep signatures out of the log: the client tells the whole address of an upload that it tries again."""
+    record.msg, record.args = re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", record.getMessage()), ()
+    return True
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """Turn an error that the user can mend into one line on stderr and exit code 1."""
     try:
         yield
-    except (InputError, OSError) as error:
+    except (InputError, PlatformError, TokenRefusedError, OSError) as error:
         typer.echo(" ".join(str(error).split()), err=True)
         raise typer.Exit(code=1) from error
 

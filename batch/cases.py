@@ -1,10 +1,11 @@
-"""Scans and their lobe masks, paired by file name."""
+"""Which scans there are, with their lobe masks, and under which names they are known."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from batch.errors import InputError
 
 SCAN_SLUG = "ct-image"
 LOBES_SLUG = "pulmonary-lobes"
+SUFFIXES = (".mha", ".nii.gz", ".nii")
+LONGEST_NAME = 80  # the platform takes file names of 128 characters
 
 log = logging.getLogger(__name__)
 
@@ -21,39 +24,74 @@ class Case:
     """One scan to run.
 
     Attributes:
-        name: file name of scan and lobes without .mha.
-        files: the input files by the slug of their socket.
+        name: what the case is called, here and on the platform.
+        files: its input files by the slug of their socket; a DICOM series is a folder.
+        images: inputs that lie on the platform already, their addresses by slug.
     """
 
     name: str
-    files: dict[str, Path]
+    files: Mapping[str, Path]
+    images: Mapping[str, str]
 
-    def sha256(self) -> dict[str, str]:
-        """Hexadecimal SHA-256 of each input file, by slug."""
-        digests: dict[str, str] = {}
-        for slug, path in self.files.items():
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-            digests[slug] = digest.hexdigest()
-        return digests
+    def identity(self) -> dict[str, str]:
+        """What each input is, by slug: the SHA-256 of a file, or the address on the platform."""
+        return {slug: sha256(path) for slug, path in self.files.items()} | dict(self.images)
 
 
-def pair_cases(*, scans: Path, lobes: Path) -> list[Case]:
-    """Pair `<name>.mha` of both folders, sorted by name. Other files are left alone, which the log says.
+def find_cases(scans: Path, lobes: Path | None) -> list[Case]:
+    """The cases in a folder or a table, sorted by name.
+
+    Args:
+        scans: a folder with `<case>.mha`, `<case>.nii.gz` or a DICOM folder `<case>` for each case; or a table (.csv)
+            with the columns case, ct and, if there are lobes, lobes; its paths are relative to the table.
+        lobes: folder with a lobe mask for each case; None for none, or for those of the table.
 
     Raises:
-        InputError: a folder is missing or has no .mha, or a file of one has no partner in the other.
+        InputError: there are no scans, or a scan or mask is missing, or two have the same name.
     """
-    scan_files, lobe_files = _mha_files(scans), _mha_files(lobes)
-    alone = scan_files.keys() ^ lobe_files.keys()
-    if alone:
+    if scans.suffix.lower() == ".csv":
+        if lobes is not None:
+            raise InputError(f"{scans}: got a table and --lobes, expected the lobe masks in the table's column lobes")
+        cases = _read_table(scans)
+    else:
+        by_slug = {SCAN_SLUG: _files_by_name(scans, folders=True)}
+        if lobes is not None:
+            by_slug[LOBES_SLUG] = _files_by_name(lobes, folders=False)
+            _require_partners(by_slug, scans=scans, lobes=lobes)
+        cases = [Case(name, {slug: files[name] for slug, files in by_slug.items()}, {}) for name in by_slug[SCAN_SLUG]]
+    for case in cases:
+        require_usable_name(case.name)
+    return sorted(cases, key=lambda case: case.name)
+
+
+def require_usable_name(name: str) -> None:
+    """Check that a case's name can name a folder and a file.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable() or name.startswith(".") or set(name) & set('/\\:"'):
         raise InputError(
-            f"{scans} and {lobes}: got {len(alone)} files without a partner of the same name ({shortened(alone)}), "
-            "expected one lobe mask a scan"
+            f'got the case name {name!r}, expected 1 to {LONGEST_NAME} characters without / \\ : " and no dot in '
+            "front; rename the case"
         )
-    return [Case(name, {SCAN_SLUG: scan_files[name], LOBES_SLUG: lobe_files[name]}) for name in sorted(scan_files)]
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file; of a folder, that of its files' sorted digests, whatever they are called."""
+    if path.is_dir():
+        digests = sorted(sha256(file) for file in visible_files(path))
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """The files in a folder, sorted by name, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def shortened(names: Iterable[str], *, most: int = 5) -> str:
@@ -62,14 +100,63 @@ def shortened(names: Iterable[str], *, most: int = 5) -> str:
     return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
 
 
-def _mha_files(directory: Path) -> dict[str, Path]:
-    if not directory.is_dir():
-        raise InputError(f"{directory}: got no such folder, expected one with .mha files")
-    visible = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
-    files = {path.stem: path for path in visible if path.suffix == ".mha"}
+def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
+    """Scans by case name; with `folders`, those that hold files count as DICOM series."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: got no such folder, expected one with {', '.join(SUFFIXES)} files")
+    files: dict[str, Path] = {}
+    others = []
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        name = _case_name(path, folders=folders)
+        if name is None:
+            others.append(path.name)
+        elif name in files:
+            raise InputError(f"{folder}: got {files[name].name} and {path.name}, expected one file a case")
+        else:
+            files[name] = path
     if not files:
-        raise InputError(f"{directory}: got no .mha file, expected at least one; convert the scans")
-    if len(files) < len(visible):
-        others = shortened(path.name for path in visible if path.suffix != ".mha")
-        log.warning("%s: left alone, not .mha: %s", directory, others)
+        wanted = f"{', '.join(SUFFIXES)} files" + (" or DICOM folders" if folders else "")
+        raise InputError(f"{folder}: got nothing to use, expected {wanted}")
+    if others:
+        log.warning("%s: left alone: %s", folder, shortened(others))
     return files
+
+
+def _case_name(path: Path, *, folders: bool) -> str | None:
+    if path.is_dir():
+        return path.name if folders and visible_files(path) else None
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+    return None if suffix is None else path.name[: -len(suffix)]
+
+
+def _require_partners(by_slug: Mapping[str, Mapping[str, Path]], *, scans: Path, lobes: Path) -> None:
+    alone = by_slug[SCAN_SLUG].keys() ^ by_slug[LOBES_SLUG].keys()
+    if alone:
+        raise InputError(
+            f"{scans} and {lobes}: got {len(alone)} files without a partner of the same name ({shortened(alone)}), "
+            "expected one lobe mask a scan"
+        )
+
+
+def _read_table(path: Path) -> list[Case]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), set(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error}), expected a table with the columns case, ct") from error
+    if not {"case", "ct"} <= columns or not rows:
+        got = ", ".join(sorted(columns)) or "none"
+        raise InputError(f"{path}: got {len(rows)} rows with the columns {got}, expected case, ct and rows below them")
+    slugs = {"ct": SCAN_SLUG} | ({"lobes": LOBES_SLUG} if "lobes" in columns else {})
+    cases: dict[str, Case] = {}
+    for number, row in enumerate(rows, start=2):
+        files = {slug: path.parent / (row[column] or "") for column, slug in slugs.items()}
+        name = row["case"] or ""
+        missing = [column for column, slug in slugs.items() if not row[column] or not files[slug].exists()]
+        if missing:
+            raise InputError(f"{path}, line {number}: got no file for {', '.join(missing)} of case {name!r}; mend it")
+        if name in cases:
+            raise InputError(f"{path}, line {number}: got the case {name!r} twice, expected each once")
+        cases[name] = Case(name, files, {})
+    return list(cases.values())

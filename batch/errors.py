@@ -1,4 +1,6 @@
-"""The one exception that means: this cannot go on, and this line says what to do about it."""
+"""What can go wrong: with what the user gave, with the platform, and with the token for it."""
+
+from __future__ import annotations
 
 
 class InputError(ValueError):
@@ -6,3 +8,25 @@ class InputError(ValueError):
 
     The message is one line for the user: what is wrong, what was got, what was expected, and the cure.
     """
+
+
+class TokenRefusedError(Exception):
+    """The platform does not take the token: nothing can be done, with any case."""
+
+
+class PlatformError(Exception):
+    """The platform refused, or did not answer; the message is its answer, never the request, which holds secrets.
+
+    Attributes:
+        status_code: of the answer; None where there was none.
+    """
+
+    def __init__(self, message: str, status_code: int | None = None) -> None:
+        """Keep the answer's status code beside the message."""
+        super().__init__(message)
+        self.status_code = status_code
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the platform has understood and will not do it, however often it is asked."""
+        return self.status_code is not None and 400 <= self.status_code < 500 and self.status_code not in (408, 429)

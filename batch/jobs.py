@@ -1,179 +1,290 @@
-"""Jobs on the platform: started, watched, and their outputs fetched."""
+"""The steps of every case on the platform: its files uploaded, its job started and watched, its outputs fetched."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from batch.cases import LOBES_SLUG, SCAN_SLUG, Case
-from batch.connection import Connection, describe
-from batch.errors import InputError
-from batch.manifest import SUCCEEDED, CaseRecord, Manifest
+from batch.cases import LOBES_SLUG
+from batch.connection import Algorithm, Connection
+from batch.errors import InputError, PlatformError
+from batch.manifest import STARTING, SUCCEEDED, TEMPORARY, UPLOADING, CaseRecord, Manifest
+from batch.results import FILE_NAMES, read_case_file, require_whole, write_case_file
+from batch.scans import convert
 
 MOST_ACTIVE_JOBS = 16  # the platform's limit for one user
-MOST_FAILED_STARTS = 3  # in a row; each has uploaded its files in vain, and uploads are limited too
+MOST_TRIES = 5  # of one upload, start or download
+MOST_REFUSALS = 3  # of starts, in a row
 MOST_SILENT_ROUNDS = 10
+MOST_IDLE_ROUNDS = 10
+CERTAIN_AFTER_LOOKS = 2  # that a lost request started no job
 FIRST_DELAY_S = 10.0
 LONGEST_DELAY_S = 120.0
+
+_NO_ROOM = ("too many active jobs", "too many uploads", "upload limit reached", "active image post processing tasks")
+_EXISTS = "already exists"
 
 log = logging.getLogger(__name__)
 
 
-class StartError(Exception):
-    """A job could not be started."""
+class NotYetError(Exception):
+    """A step has to wait; it is taken again in the next round."""
 
 
-class NoRoomError(StartError):
-    """The account has as many active jobs as the platform allows."""
-
-
-@dataclass
 class Batch:
-    """The cases of one output folder and the platform that works on them; the manifest is saved at each change."""
+    """The cases of one output folder and the platform that works on them; the manifest is saved at each step."""
 
-    connection: Connection
-    manifest: Manifest
-    folder: Path
-
-    def run(self, cases: Iterable[Case], *, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Start every pending case as room permits, wait for all jobs and fetch their outputs.
-
-        What goes wrong with a case is written to its record. Nothing is uploaded while 16 jobs are active.
+    def __init__(
+        self,
+        connection: Connection,
+        manifest: Manifest,
+        folder: Path,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Take up a batch where its manifest stands.
 
         Args:
-            cases: the cases to run; those without a pending record are passed over.
-            sleep: waits for so many seconds; between 10 and 120, the longer the less happens.
+            connection: to the manifest's platform.
+            manifest: of the folder.
+            folder: gets a folder for each case.
+            sleep: waits for so many seconds.
+        """
+        self.connection = connection
+        self.manifest = manifest
+        self.folder = folder
+        self._sleep = sleep
+        self._failures: Counter[tuple[str, str]] = Counter()  # of a case's step, since it last got further
+        self._own_uploads: set[str] = set()  # cases of whose uploads nothing is left by an earlier try
+
+    def run(self) -> None:
+        """Start every case that has no job as room permits, wait for all jobs and fetch their outputs.
+
+        What goes wrong with a case is written to its record. Nothing is uploaded while 16 jobs are active. The time
+        between two rounds of questions grows from 10 to 120 s while nothing happens.
 
         Raises:
-            InputError: the algorithm cannot take these inputs, the account has no room for jobs, or the platform
-                stays silent. The manifest holds all that was reached.
+            InputError: the algorithm cannot take these inputs, or the account has no room for jobs. The manifest
+                holds all that was reached.
+            TokenRefusedError: the platform does not take the token.
         """
-        pending = [case for case in cases if self.manifest.cases[case.name].job is None]
-        if pending:
-            self._check_algorithm()
-        delay_s, silent_rounds, has_room = FIRST_DELAY_S, 0, True
+        pending = [name for name, record in self.manifest.cases.items() if record.is_to_start]
+        algorithm = self._check_algorithm(pending) if pending else None
+        self.manifest.save(self.folder)
+        delay_s, idle_rounds = FIRST_DELAY_S, 0
         while True:
-            if has_room:
-                has_room = self._start(pending)
-            ended, answered = self.refresh()
-            if not self._active() and not pending:
+            moved = self._start(algorithm, pending) if algorithm else 0
+            moved += self.refresh()
+            awaited = any(map(_is_awaited, self.manifest.cases.values()))
+            if not pending and not awaited:
                 return
-            silent_rounds = 0 if answered else silent_rounds + 1
-            if silent_rounds >= MOST_SILENT_ROUNDS:
-                raise InputError(f"grand-challenge.org: no answer in {silent_rounds} rounds; run again to go on")
-            if ended:
-                delay_s, has_room = FIRST_DELAY_S, True
-                continue
-            sleep(delay_s)
-            delay_s = min(1.5 * delay_s, LONGEST_DELAY_S)
+            idle_rounds = 0 if moved or awaited else idle_rounds + 1
+            if idle_rounds >= MOST_IDLE_ROUNDS:
+                raise InputError("the platform has had no answer or no room for your jobs for a while; run again later")
+            delay_s = FIRST_DELAY_S if moved else min(1.5 * delay_s, LONGEST_DELAY_S)
+            self._sleep(delay_s)
 
-    def refresh(self) -> tuple[int, bool]:
+    def refresh(self) -> int:
         """Ask once for the status of every active job, and fetch the outputs of those that succeeded.
 
         Returns:
-            How many jobs ended, and whether the platform answered at all (True if there was nothing to ask).
+            How many cases got further.
+
+        Raises:
+            TokenRefusedError: the platform does not take the token.
         """
-        ended, answers, asked = 0, 0, 0
+        moved = 0
         for name, record in self.manifest.cases.items():
-            waits_for_outputs = record.status == SUCCEEDED and not record.is_finished and record.error is None
-            if not (record.is_active or waits_for_outputs):
+            if not _is_awaited(record):
                 continue
-            asked += 1
-            try:
-                job = self.connection.client.algorithm_jobs.detail(pk=record.job)
-            except self.connection.errors as error:
-                log.warning("%s: no status: %s", name, describe(error))
-                continue
-            answers += 1
             before = record.model_copy()
-            record.status = job.status
-            if record.status == SUCCEEDED:
-                self._fetch(name, record, job)
-            elif record.is_unsuccessful:
-                record.error = f"{job.status}, see {job.url}"
-            ended += before.is_active and not record.is_active
+            try:
+                self._follow(name, record)
+            except PlatformError as error:
+                self._fail(name, record, "no answer", error, most=1 if error.is_refusal else MOST_SILENT_ROUNDS)
             if record != before:
-                log.info("%s: %s", name, record.error or record.status)
+                moved += 1
                 self.manifest.save(self.folder)
-        return ended, answers > 0 or asked == 0
+                log.info("%s: %s", name, record.error or record.status)
+        return moved
 
     def _active(self) -> int:
         return sum(record.is_active for record in self.manifest.cases.values())
 
-    def _check_algorithm(self) -> None:
+    def _check_algorithm(self, names: Iterable[str]) -> Algorithm:
         slug = self.manifest.algorithm
         try:
-            algorithm = self.connection.client.algorithms.detail(slug=slug)
-        except self.connection.errors as error:
-            raise InputError(f"algorithm {slug}: not found, or not open to you: {describe(error)}") from error
-        offered = [{socket.slug for socket in interface.inputs} for interface in algorithm.interfaces]
-        if {SCAN_SLUG, LOBES_SLUG} not in offered:
-            listed = "; ".join(", ".join(sorted(slugs)) for slugs in offered)
-            raise InputError(f"algorithm {slug}: got inputs {listed or 'none'}, expected {SCAN_SLUG}, {LOBES_SLUG}")
+            algorithm = self.connection.algorithm(slug)
+        except PlatformError as error:
+            cure = "; take the slug from its web address" if error.status_code == 404 else ""
+            raise InputError(f"algorithm {slug}: {error}{cure}") from error
+        wanted = " or ".join("{" + ", ".join(sorted(inputs)) + "}" for inputs in algorithm.interfaces) or "nothing"
+        for name in names:
+            got = frozenset(self.manifest.cases[name].inputs)
+            if got not in algorithm.interfaces:
+                hint = "; give --lobes" if got | {LOBES_SLUG} in algorithm.interfaces else ""
+                raise InputError(
+                    f"algorithm {slug}: got the inputs {{{', '.join(sorted(got))}}} for case {name}, expected "
+                    f"{wanted}{hint}"
+                )
+        return algorithm
 
-    def _start(self, pending: list[Case]) -> bool:
+    def _start(self, algorithm: Algorithm, pending: list[str]) -> int:
         """Start cases from the head of the list, and take them off it, until no more jobs may be active.
 
         Returns:
-            False if the platform had no room for a job: another try would upload its files again, so it has to wait
-            until a job of this batch ends.
+            How many were taken off the list.
         """
-        failed_starts = 0
+        taken = refusals = 0
         while pending and self._active() < MOST_ACTIVE_JOBS:
-            case = pending[0]
-            record = self.manifest.cases[case.name]
+            name = pending[0]
+            record = self.manifest.cases[name]
             try:
-                record.job, record.status = self._post(case)
-                record.error, failed_starts = None, 0
-            except NoRoomError as error:
-                if not self._active():
-                    raise InputError(f"no room: {error}; wait for your other jobs, then run again") from error
-                log.warning("%s: waits: %s", case.name, error)
-                return False
-            except StartError as error:
-                record.error = f"not started: {error}"
-                failed_starts += 1
-            pending.pop(0)
+                self._start_one(algorithm, name, record)
+                refusals = 0
+            except NotYetError as error:
+                log.warning("%s: waits: %s", name, error)
+                break
+            except PlatformError as error:
+                self._fail(name, record, "not started", error, most=1 if error.is_refusal else MOST_TRIES)
+                if record.error is None:
+                    break
+                refusals += 1
+            except (InputError, OSError) as error:
+                record.error = f"not sent: {error}"
             self.manifest.save(self.folder)
-            log.info("%s: %s", case.name, record.error or f"started job {record.job}")
-            if failed_starts == MOST_FAILED_STARTS:
-                log.warning("%d starts failed in a row: %d cases are left for another run", failed_starts, len(pending))
+            log.info("%s: %s", name, record.error or f"job {record.job}")
+            pending.pop(0)
+            taken += 1
+            if refusals == MOST_REFUSALS:
+                log.warning("%d starts refused in a row: %d cases are left for another run", refusals, len(pending))
                 pending.clear()
-        return True
+        return taken
 
-    def _post(self, case: Case) -> tuple[str, str]:
-        """Upload a case and start its job; the job's pk and status."""
-        refusals: tuple[type[Exception], ...] = (*self.connection.errors, OSError, ValueError)
+    def _start_one(self, algorithm: Algorithm, name: str, record: CaseRecord) -> None:
+        """Take a case from wherever it stands to a job."""
+        if record.status == STARTING and self._adopt_job(algorithm, name, record):
+            return
+        if (self.folder / name).exists():
+            raise InputError(f"{self.folder / name} is there already; move it away, then run again")
+        if name not in self._own_uploads and not all(map(self.connection.has_upload, record.uploads.values())):
+            record.attempt = None  # the platform removes uploads that no job takes for a day
+        if record.attempt is None:
+            record.begin()
+            self._own_uploads.add(name)
+            self.manifest.save(self.folder)
+        if record.files.keys() - record.uploads.keys():
+            self._upload(name, record)
+        record.status = STARTING
+        self.manifest.save(self.folder)
         try:
-            inputs = [self.connection.socket_value(socket_slug=slug, file=file) for slug, file in case.files.items()]
-            job = self.connection.client.start_algorithm_job(algorithm_slug=self.manifest.algorithm, inputs=inputs)
-        except refusals as error:
-            reason = describe(error)
-            raise (NoRoomError if "too many active jobs" in reason.lower() else StartError)(reason) from error
-        return job.pk, job.status
+            job = self.connection.start(algorithm, uploads=record.uploads, images=record.images)
+        except PlatformError as error:
+            exists = error.is_refusal and _EXISTS in str(error).lower()
+            if exists and self._adopt_job(algorithm, name, record):
+                return
+            if error.is_refusal:
+                record.status = UPLOADING  # no job was started, and the uploads are as they were
+            _wait_for_room(error)
+            raise
+        record.job, record.status = str(job.pk), job.status
+
+    def _adopt_job(self, algorithm: Algorithm, name: str, record: CaseRecord) -> bool:
+        """Find out whether a start whose answer was lost has started a job, and take that job over.
+
+        Raises:
+            NotYetError: that cannot be told yet.
+        """
+        known = self.manifest.jobs()
+        lookup = self.connection.find_job(algorithm, attempt=str(record.attempt), images=record.images, known=known)
+        if lookup.job is not None:
+            record.job, record.status = str(lookup.job.pk), lookup.job.status
+            return True
+        self._failures[name, "look"] += 1
+        if not lookup.is_certain or self._failures[name, "look"] < CERTAIN_AFTER_LOOKS:
+            raise NotYetError("a job may have been started; looking for it")
+        return False
+
+    def _upload(self, name: str, record: CaseRecord) -> None:
+        """Upload what is not uploaded yet, under names that hold nothing but the case's name and the attempt."""
+        with TemporaryDirectory(dir=self.folder, prefix=TEMPORARY) as temporary:
+            converted = convert(record.files, Path(temporary))
+            for slug in sorted(record.files.keys() - record.uploads.keys()):
+                upload_name = f"{name}_{record.attempt}_{slug}.mha"
+                left = None if name in self._own_uploads else self.connection.find_upload(upload_name)
+                try:
+                    record.uploads[slug] = left or self.connection.upload(converted[slug], upload_name)
+                except PlatformError as error:
+                    self._own_uploads.discard(name)
+                    _wait_for_room(error)
+                    raise PlatformError(f"upload: {error}") from error  # no refusal: it may have been done already
+                self.manifest.save(self.folder)
+        self._own_uploads.add(name)
+
+    def _follow(self, name: str, record: CaseRecord) -> None:
+        """Take over what the platform says of a job, and fetch its outputs."""
+        job = self.connection.job(str(record.job))
+        self._failures.pop((name, "no answer"), None)
+        record.status, record.algorithm_image = job.status, job.algorithm_image
+        if record.is_unsuccessful:
+            record.error = f"{job.status}, see {job.url}"
+        elif record.status == SUCCEEDED:
+            try:
+                self._fetch(name, record, job)
+            except (PlatformError, InputError, OSError) as error:
+                self._fail(name, record, "not fetched", error, most=MOST_TRIES)
 
     def _fetch(self, name: str, record: CaseRecord, job: Any) -> None:
         """Download all outputs of a job beside their place, then move them there."""
         place = self.folder / name
-        if place.exists():
+        here = read_case_file(place)
+        if here is not None and here.computed == record.job:  # fetched, but the manifest was not saved
+            record.outputs = here.outputs
+        elif place.exists():
             record.error = f"not fetched: {place} is there already; move it away, then run again"
-            return
-        failures: tuple[type[Exception], ...] = (*self.connection.errors, OSError)
-        try:
-            with TemporaryDirectory(dir=self.folder, prefix=".fetch-") as temporary:
-                target = Path(temporary, name)
+        elif not job.outputs:
+            record.error = f"no outputs, see {job.url}"
+        else:
+            with TemporaryDirectory(dir=self.folder, prefix=TEMPORARY) as temporary:
+                target = Path(temporary, "whole")
                 for value in job.outputs:
-                    self.connection.client.download_socket_value(value, output_directory=target)
-                outputs = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-                if outputs:
-                    target.rename(place)
-        except failures as error:
-            record.error = f"not fetched: {describe(error)}"
-            return
-        record.outputs = outputs or None
-        record.error = None if outputs else f"no outputs, see {job.url}"
+                    self._download(value, Path(temporary, "loading", str(value.pk)), target)
+                outputs = write_case_file(target, computed=str(record.job), inputs=record.inputs)
+                target.rename(place)
+            record.outputs = outputs
+
+    def _download(self, value: Any, loading: Path, target: Path) -> None:
+        """One output, whole, under the name that it has in a case's folder."""
+        loading.mkdir(parents=True)
+        self.connection.download(value, loading)
+        files = sorted(path for path in loading.rglob("*") if path.is_file())
+        for path in files:
+            require_whole(path)
+            known = FILE_NAMES.get(value.interface.slug) if len(files) == 1 else None
+            final = target / (known or path.relative_to(loading))
+            final.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(final)
+
+    def _fail(self, name: str, record: CaseRecord, what: str, error: Exception, *, most: int) -> None:
+        """Count a failure of a case's step; the last becomes its error, earlier ones are tried again."""
+        self._failures[name, what] += 1
+        if self._failures[name, what] >= most:
+            record.error = f"{what}: {error}"
+        else:
+            log.warning("%s: %s, tried again: %s", name, what, error)
+
+
+def _is_awaited(record: CaseRecord) -> bool:
+    """Whether the platform is to be asked about a case's job."""
+    return record.job is not None and record.error is None and not record.is_finished
+
+
+def _wait_for_room(error: PlatformError) -> None:
+    """Wait where the account has as many active jobs or uploads as the platform allows."""
+    if any(reason in str(error).lower() for reason in _NO_ROOM):
+        raise NotYetError(error) from error

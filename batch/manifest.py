@@ -1,40 +1,67 @@
-"""What is known of every case, kept in one JSON file so that a run can stop at any time and go on later."""
+"""What is known of every case, kept in one JSON file so that a run can end at any time, in any way, and go on later."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batch.cases import Case, shortened
 from batch.errors import InputError
+from batch.results import CASE_FILE, finished_here
 
 FILE_NAME = "manifest.json"
+SCHEMA_VERSION = 2
 PENDING = "Pending"
+UPLOADING = "Uploading"
+STARTING = "Starting"
+HERE = "Computed here"
 SUCCEEDED = "Succeeded"
 UNSUCCESSFUL = ("Failed", "Cancelled")
+ENDED = (SUCCEEDED, *UNSUCCESSFUL)
+TEMPORARY = ".partial-"
+"""Folders whose names begin so belong to the running command; what a killed one left is removed."""
+
+_NOT_STARTED = (PENDING, UPLOADING, STARTING)
 
 
 class CaseRecord(BaseModel):
-    """The state of one case.
+    """The state of one case. The next step follows from it alone, and each step is written down before it is taken.
 
     Attributes:
-        inputs: SHA-256 of each input file, by slug.
-        job: the job's pk on the platform; None until it was started.
-        status: `Pending` before the start, then the platform's own word.
-        outputs: the downloaded files, relative to the case's folder; None until they are all there.
+        files: the input files or DICOM folders on this machine, by slug.
+        inputs: SHA-256 of each input file, or the address of one that lies on the platform, by slug.
+        attempt: part of the names under which the files are uploaded; tells what a killed run left on the platform.
+        uploads: addresses of the uploaded files, by slug.
+        job: the job's pk on the platform; None until it is known to be started.
+        status: `Pending`; `Uploading` from before the first upload; `Starting` from before the job is asked for; then
+            the platform's own word. `Computed here` for results of `python -m algorithm segment-batch`.
+        outputs: SHA-256 of the files in the case's folder; None until they are all there.
         error: what went wrong last; None if nothing did.
+        algorithm_image: address of the image that the job ran.
+        earlier_jobs: those of the case that ended without success before.
     """
 
     model_config = ConfigDict(extra="forbid")
 
+    files: dict[str, Path]
     inputs: dict[str, str]
+    attempt: str | None = None
+    uploads: dict[str, str] = {}
     job: str | None = None
     status: str = PENDING
-    outputs: list[str] | None = None
+    outputs: dict[str, str] | None = None
     error: str | None = None
+    algorithm_image: str | None = None
+    earlier_jobs: list[str] = []
 
     @property
     def is_finished(self) -> bool:
@@ -44,12 +71,26 @@ class CaseRecord(BaseModel):
     @property
     def is_active(self) -> bool:
         """Whether the platform has a job of this case that has not ended."""
-        return self.job is not None and self.status not in (SUCCEEDED, *UNSUCCESSFUL)
+        return self.job is not None and self.status not in ENDED
 
     @property
     def is_unsuccessful(self) -> bool:
         """Whether the platform has given this case up."""
         return self.status in UNSUCCESSFUL
+
+    @property
+    def is_to_start(self) -> bool:
+        """Whether a job is still to be started."""
+        return self.status in _NOT_STARTED
+
+    @property
+    def images(self) -> dict[str, str]:
+        """Addresses of the inputs that lie on the platform already, by slug."""
+        return {slug: url for slug, url in self.inputs.items() if slug not in self.files}
+
+    def begin(self) -> None:
+        """Give the uploads to come a name of their own."""
+        self.attempt, self.uploads, self.status = uuid4().hex[:12], {}, UPLOADING
 
 
 class Manifest(BaseModel):
@@ -57,7 +98,8 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
+    platform: str
     algorithm: str
     cases: dict[str, CaseRecord] = {}
 
@@ -66,67 +108,139 @@ class Manifest(BaseModel):
         """Read the manifest of an output folder.
 
         Raises:
-            InputError: there is none, or it is damaged.
+            InputError: there is none, it is damaged, or another version of this program wrote it.
         """
         path = folder / FILE_NAME
         try:
-            return cls.model_validate_json(path.read_bytes())
+            content = json.loads(path.read_bytes())
+            version = content.get("schema_version") if isinstance(content, dict) else None
+            if isinstance(version, int) and version != SCHEMA_VERSION:
+                raise InputError(
+                    f"{path}: got version {version}, expected {SCHEMA_VERSION}; finish it with the program that began "
+                    "it, or choose another --out"
+                )
+            return cls.model_validate(content)
         except FileNotFoundError:
             raise InputError(f"{path}: got no such file, expected the folder of an earlier run") from None
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise InputError(f"{path}: got a damaged manifest: {place}: {first['msg']}; restore it") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: got a damaged manifest: {error}; restore it") from error
 
     @classmethod
-    def load_or_new(cls, folder: Path, *, algorithm: str) -> Manifest:
+    def load_or_new(cls, folder: Path, *, platform: str, algorithm: str) -> Manifest:
         """Read the manifest of an output folder, or begin one.
 
         Raises:
-            InputError: the manifest is damaged, or of another algorithm.
+            InputError: the manifest is damaged, or of another version, algorithm or platform.
         """
         if not (folder / FILE_NAME).exists():
-            return cls(algorithm=algorithm)
+            return cls(platform=platform, algorithm=algorithm)
         manifest = cls.load(folder)
-        if manifest.algorithm != algorithm:
-            raise InputError(
-                f"{folder}: got algorithm {algorithm}, expected {manifest.algorithm} as before; choose another --out"
-            )
+        for what, got, expected in (
+            ("algorithm", algorithm, manifest.algorithm),
+            ("platform", platform, manifest.platform),
+        ):
+            if got != expected:
+                raise InputError(f"{folder}: got {what} {got}, expected {expected} as before; choose another --out")
         return manifest
 
     def save(self, folder: Path) -> None:
         """Write the manifest whole or not at all."""
         partial = folder / f".{FILE_NAME}.partial"
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(folder / FILE_NAME)
 
-    def plan(self, cases: Iterable[Case], *, retry_failed: bool = False) -> None:
-        """Take up new cases, and make ready to try again what could not be started or fetched.
+    def plan(self, cases: Iterable[Case], folder: Path) -> None:
+        """Take up new cases and those computed here, and make ready to try again what could not be sent or fetched.
 
         Args:
             cases: the cases to run.
-            retry_failed: begin cases anew whose job ended without success. Each costs the platform's credits again.
+            folder: the output folder.
 
         Raises:
-            InputError: an input file is not the one that its job was started with.
+            InputError: an input is not the one that its job was started with.
         """
         changed = []
         for case in cases:
-            inputs = case.sha256()
-            record = self.cases.setdefault(case.name, CaseRecord(inputs=inputs))
-            if record.job is None or (retry_failed and record.is_unsuccessful):
-                self.cases[case.name] = CaseRecord(inputs=inputs)
-            elif record.inputs != inputs:
+            inputs = case.identity()
+            fresh = CaseRecord(files={slug: path.resolve() for slug, path in case.files.items()}, inputs=inputs)
+            record = self.cases.setdefault(case.name, fresh)
+            if record.inputs == inputs:
+                record.files = fresh.files
+            elif record.status in (PENDING, UPLOADING, HERE):
+                record = self.cases[case.name] = fresh
+            else:
                 changed.append(case.name)
+            if record.status in (PENDING, HERE):
+                record.outputs = finished_here(folder / case.name, inputs)
+                record.status = PENDING if record.outputs is None else HERE
         if changed:
             raise InputError(
                 f"got other input files than those of {len(changed)} earlier jobs ({shortened(changed)}), "
                 "expected the same; choose another --out"
             )
-        self.forget_fetch_errors()
+        self.forget_errors(folder)
 
-    def forget_fetch_errors(self) -> None:
-        """Let outputs that could not be fetched be tried again."""
-        for record in self.cases.values():
-            if record.status == SUCCEEDED:
+    def forget_errors(self, folder: Path) -> None:
+        """Let what could not be sent or fetched be tried again, and fetched results that are gone be fetched again."""
+        for name, record in self.cases.items():
+            if not record.is_unsuccessful:
                 record.error = None
+            if record.job is not None and not (folder / name / CASE_FILE).exists():
+                record.outputs = None
+
+    def retry(self, names: Iterable[str]) -> list[str]:
+        """Begin cases anew whose job ended without success. Each costs the platform's credits again.
+
+        Args:
+            names: the cases; none for all that ended so.
+
+        Returns:
+            The names of those begun anew.
+
+        Raises:
+            InputError: a case is unknown or did not end so.
+        """
+        unsuccessful = {name for name, record in self.cases.items() if record.is_unsuccessful}
+        chosen = set(names) or unsuccessful
+        if chosen - unsuccessful:
+            raise InputError(
+                f"{shortened(chosen - unsuccessful)}: got cases that did not fail, expected some of those that did "
+                f"({shortened(unsuccessful) or 'none'})"
+            )
+        for name in chosen:
+            record = self.cases[name]
+            jobs = [*record.earlier_jobs, record.job] if record.job else record.earlier_jobs
+            self.cases[name] = CaseRecord(files=record.files, inputs=record.inputs, earlier_jobs=jobs)
+        return sorted(chosen)
+
+    def jobs(self) -> set[str]:
+        """The pk of every job of every case."""
+        records = self.cases.values()
+        return {pk for record in records for pk in (*record.earlier_jobs, record.job) if pk is not None}
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Make an output folder and keep other processes out of it; the lock ends with the process, however that ends.
+
+    Raises:
+        InputError: another process works on the folder, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{folder}: another command is working on this folder; wait for it to end") from error
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}), expected a writable folder") from error
+    with held:
+        for left in folder.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -12,6 +11,7 @@ import typer
 
 from evaluation.challenge import run_challenge
 from evaluation.errors import InputError, SubmissionError
+from evaluation.streams import log_to_stdout
 
 app = typer.Typer(
     help="Judge lesion segmentations.",
@@ -25,8 +25,7 @@ log = logging.getLogger("evaluation")
 @app.callback()
 def _log_to_stdout() -> None:
     """Judge lesion segmentations. The log goes to stdout; stderr has one line, and only on failure."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s", force=True)
-    logging.captureWarnings(capture=True)
+    log_to_stdout()
 
 
 @app.command()

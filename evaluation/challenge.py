@@ -10,8 +10,8 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.errors import InputError, SubmissionError
-from evaluation.files import write_json
+from evaluation.errors import InputError, SubmissionError, WorkerError
+from evaluation.files import json_text, write_files
 from evaluation.jobs import Job, match_jobs, read_jobs
 from evaluation.masks import Grid, GridMismatchError, Mask, read_mask
 from evaluation.metrics import SUBTYPES
@@ -50,15 +50,18 @@ def run_challenge(*, input_directory: Path, ground_truth_directory: Path, output
     jobs = match_jobs(read_jobs(input_directory / "predictions.json"), reference)
     tasks = [Task(job, reference[case], input_directory) for case, job in jobs.items()]
     scans: list[ScanScore] = []
-    for scan in over_scans(judge_job, tasks):
-        scans.append(scan)
-        log.info("case %s: job %s (%d of %d)", scan.case, jobs[scan.case].pk, len(scans), len(tasks))
+    try:
+        for scan in over_scans(judge_job, tasks, name=lambda task: f"job {task.job.pk}"):
+            scans.append(scan)
+            log.info("case %s: job %s (%d of %d)", scan.case, jobs[scan.case].pk, len(scans), len(tasks))
+    except WorkerError as error:
+        raise SubmissionError(str(error)) from error
     metrics = {
         "results": [{"job": jobs[scan.case].pk, **scan.as_result()} for scan in scans],
         "aggregates": aggregate(scans),
         "agreement": severity_kappa(scans).word,
     }
-    write_json(output_directory / "metrics.json", metrics)
+    write_files(output_directory, {"metrics.json": json_text(metrics)})
     return metrics
 
 

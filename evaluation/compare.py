@@ -10,7 +10,7 @@ import pandas as pd
 
 from evaluation.comparison import Comparison, judge_methods
 from evaluation.errors import InputError
-from evaluation.files import write_json, write_text
+from evaluation.files import json_text, write_files
 from evaluation.report.page import html_report
 from evaluation.report.tables import all_tables
 from evaluation.scoring import ScanScore
@@ -56,11 +56,12 @@ def compare_methods(
 
     Returns:
         The comparison. Its `metrics` are the content of metrics.json: for each of `methods` its `aggregates`,
-        `agreement`, `score_table` (rows: reference score) and `resampled_cases`; and `comparisons`, see
-        `pairwise.paired_tests`.
+        `agreement`, `score_table` (rows: reference score) and `resampled_cases`; `comparisons`, see
+        `pairwise.paired_tests`; `seed` and `version`.
 
     Raises:
-        InputError: there is no method, or the reference or a mask is missing or unusable. Nothing is written then.
+        InputError: there is no method, or the reference, a CT or a mask is missing or unusable, or a scan is too large
+            for the memory. Nothing is written then.
     """
     if not methods:
         raise InputError("--method: got none, expected at least one NAME=DIR")
@@ -75,11 +76,9 @@ def compare_methods(
         "tables.md": "\n".join(table.markdown() for table in tables.values()),
         "tables.tex": "\n".join(table.latex() for table in tables.values()),
         "report.html": html_report(comparison, tables),
+        "metrics.json": json_text(comparison.metrics),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_text(out / name, text)
-    write_json(out / "metrics.json", comparison.metrics)
+    write_files(out, texts)
     return comparison
 
 

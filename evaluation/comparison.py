@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evaluation import __version__
+from evaluation.cts import check_ct
 from evaluation.errors import InputError
-from evaluation.integrity import MASK_SUFFIXES
-from evaluation.masks import Mask, read_mask
+from evaluation.masks import MASK_SUFFIXES, Mask, read_mask
 from evaluation.metrics import SUBTYPES
 from evaluation.pairwise import paired_tests
 from evaluation.reference import ReferenceCase, case_name, read_reference
@@ -26,6 +27,7 @@ class Comparison:
     """What several methods are worth on the scans of one reference.
 
     Attributes:
+        reference: name of the reference's folder.
         cases: the reference, by case.
         masks: file of each method's prediction, by method and case.
         scans: numbers of each scan in the order of the cases, by method.
@@ -33,6 +35,7 @@ class Comparison:
         against: the method that all tests are against; None if every pair is tested.
     """
 
+    reference: str
     cases: dict[str, ReferenceCase]
     masks: dict[str, dict[str, Path]]
     scans: dict[str, list[ScanScore]]
@@ -58,10 +61,13 @@ def judge_methods(
 ) -> Comparison:
     """Judge every method on every scan; see `compare.compare_methods` for arguments and errors."""
     cases = read_reference(reference_directory)
+    for case in cases.values():
+        check_ct(case)
     masks = {name: find_masks(name, directory, cases) for name, directory in methods.items()}
     tasks = [Task(case, {name: masks[name][case.case] for name in methods}, resample) for case in cases.values()]
     scans: dict[str, list[ScanScore]] = {name: [] for name in methods}
-    for number, scores in enumerate(over_scans(judge_scan, tasks), start=1):
+    judged = over_scans(judge_scan, tasks, name=lambda task: f"case {task.reference.case}")
+    for number, scores in enumerate(judged, start=1):
         for name, score in scores.items():
             scans[name].append(score)
         log.info("case %s (%d of %d)", tasks[number - 1].reference.case, number, len(tasks))
@@ -77,8 +83,16 @@ def judge_methods(
         },
         "comparisons": paired_tests(scans, against=against),
         "seed": seed,
+        "version": __version__,
     }
-    return Comparison(cases=cases, masks=masks, scans=scans, metrics=metrics, against=against)
+    return Comparison(
+        reference=reference_directory.resolve().name,
+        cases=cases,
+        masks=masks,
+        scans=scans,
+        metrics=metrics,
+        against=against,
+    )
 
 
 def judge_scan(task: Task) -> dict[str, ScanScore]:
@@ -128,14 +142,16 @@ def find_masks(name: str, directory: Path, cases: Mapping[str, ReferenceCase]) -
             raise InputError(
                 f"method {name}, case {case}: got {len(paths)} masks, expected either {case}.mha or {case}/lesions.mha"
             )
-    others = [path.name for path in directory.iterdir() if is_mask_of_another_case(path, cases)]
+    others = sorted(path.name for path in directory.iterdir() if is_of_another_case(path, cases))
     if others:
         log.warning("method %s: %d masks of other cases are left alone: %s", name, len(others), ", ".join(others))
     return {case: path for case, (path,) in found.items()}
 
 
-def is_mask_of_another_case(path: Path, cases: Mapping[str, ReferenceCase]) -> bool:
-    """Whether a file in a method's folder looks like a mask of a scan that is not in the reference."""
+def is_of_another_case(path: Path, cases: Mapping[str, ReferenceCase]) -> bool:
+    """Whether a file or folder in a method's folder looks like the mask of a scan that is not in the reference."""
+    if path.is_dir():
+        return path.name not in cases and any((path / f"lesions{suffix}").is_file() for suffix in MASK_SUFFIXES)
     return path.name.lower().endswith(MASK_SUFFIXES) and case_name(path.name) not in cases
 
 

@@ -17,3 +17,7 @@ class GroundTruthError(InputError):
 
 class SubmissionError(InputError):
     """A submission that cannot be judged. The message tells a participant nothing about the reference."""
+
+
+class WorkerError(InputError):
+    """A scan whose process died or had too little memory. The message names the scan as its caller does."""

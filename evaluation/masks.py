@@ -5,7 +5,6 @@ This reader is the evaluation's own, so that no error in the reading of images i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,8 +15,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from evaluation.errors import InputError
-from evaluation.integrity import MASK_SUFFIXES, require_whole
+from evaluation.metaimage import metaimage_voxels
+from evaluation.nifti import check_nifti_header, require_whole_nifti
 
+MASK_SUFFIXES = (".mha", ".nii.gz", ".nii")
 GRID_TOLERANCE_MM = 0.01
 
 
@@ -37,11 +38,14 @@ class Grid:
     origin_xyz_mm: tuple[float, ...]
     direction: tuple[float, ...]
 
+    def axes(self) -> NDArray[np.float64]:
+        """Patient directions of the axes x, y, z, one a row, shape (3, 3)."""
+        return np.reshape(np.asarray(self.direction, dtype=np.float64), (3, 3)).T
+
     def corners_mm(self) -> NDArray[np.float64]:
         """Patient coordinates (x, y, z) of the eight outer corners, shape (8, 3)."""
         index_xyz = np.array(list(product((0, 1), repeat=3))) * self.size_zyx[::-1] - 0.5
-        step_mm: NDArray[np.float64] = np.reshape(self.direction, (3, 3)) * self.spacing_zyx_mm[::-1]
-        corners: NDArray[np.float64] = self.origin_xyz_mm + index_xyz @ step_mm.T
+        corners: NDArray[np.float64] = self.origin_xyz_mm + (index_xyz * self.spacing_zyx_mm[::-1]) @ self.axes()
         return corners
 
     def matches(self, other: Grid) -> bool:
@@ -50,6 +54,16 @@ class Grid:
             return False
         distances_mm = np.linalg.norm(self.corners_mm() - other.corners_mm(), axis=1)
         return bool(distances_mm.max() <= GRID_TOLERANCE_MM)
+
+    def overlaps(self, other: Grid) -> bool:
+        """Whether the boxes of both have a part of the patient in common: no plane lies between them.
+
+        Two boxes that are apart are so along a normal of a face of either, or across an edge of each.
+        """
+        across = np.cross(self.axes()[:, np.newaxis], other.axes()).reshape(-1, 3)
+        normals = np.concatenate([self.axes(), other.axes(), across[np.linalg.norm(across, axis=1) > 1e-6]])
+        ours, theirs = self.corners_mm() @ normals.T, other.corners_mm() @ normals.T
+        return bool(np.all((ours.max(axis=0) > theirs.min(axis=0)) & (theirs.max(axis=0) > ours.min(axis=0))))
 
     def __str__(self) -> str:
         """The grid on one line."""
@@ -96,28 +110,46 @@ def read_mask(path: Path, *, highest_label: int, grid: Grid | None = None, resam
 
     Raises:
         InputError: the file is missing, incomplete, unreadable or not such a mask.
-        GridMismatchError: it lies on another grid and may not be resampled, or lies wholly outside of it.
+        GridMismatchError: it lies on another grid and may not be resampled, or has no part of the patient in common.
+    """
+    reader = open_mask(path)
+    try:
+        got = grid_of(reader)
+        if grid is not None and not (got.overlaps(grid) if resample else got.matches(grid)):
+            raise GridMismatchError(path.name, got=got, expected=grid)
+        labels = _labels(path, reader, highest_label)
+    except RuntimeError as error:
+        raise _unreadable(path) from error
+    if grid is None or got.matches(grid):
+        return Mask(labels, grid or got)
+    return Mask(_resampled(labels, got=got, expected=grid), grid, is_resampled=True)
+
+
+def open_mask(path: Path) -> sitk.ImageFileReader:
+    """A reader that has read a mask's header.
+
+    Raises:
+        InputError: the file is missing, or no three-dimensional image of one of the formats with one channel.
     """
     if not path.is_file():
         raise InputError(f"{path.name}: got no such file, expected a mask in {path.parent}")
     if not path.name.lower().endswith(MASK_SUFFIXES):
         raise InputError(f"{path.name}: got another kind of file, expected {', '.join(MASK_SUFFIXES)}")
+    if not _is_metaimage(path):
+        check_nifti_header(path)
     reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO" if _is_metaimage(path) else "NiftiImageIO")
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        _check_kind(path.name, reader)
-        got = grid_of(reader)
-        if grid is not None and not resample and not got.matches(grid):
-            raise GridMismatchError(path.name, got=got, expected=grid)
-        voxel_bytes = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-        require_whole(path, voxel_bytes=voxel_bytes * math.prod(got.size_zyx))
-        labels = _labels(path.name, sitk.GetArrayFromImage(reader.Execute()), highest_label)
     except RuntimeError as error:
-        raise InputError(f"{path.name}: got a file that cannot be read as an image, expected a whole .mha") from error
-    if grid is None or got.matches(grid):
-        return Mask(labels, grid or got)
-    return Mask(_resampled(path.name, labels, got=got, expected=grid), grid, is_resampled=True)
+        raise _unreadable(path) from error
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        raise InputError(
+            f"{path.name}: got {reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} channels, "
+            "expected 3 and 1"
+        )
+    return reader
 
 
 def grid_of(reader: sitk.ImageFileReader) -> Grid:
@@ -139,16 +171,30 @@ def image_of(array: NDArray[Any], grid: Grid) -> sitk.Image:
     return image
 
 
-def _check_kind(name: str, reader: sitk.ImageFileReader) -> None:
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        raise InputError(
-            f"{name}: got {reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} channels, "
-            "expected 3 and 1"
-        )
+def _is_metaimage(path: Path) -> bool:
+    return path.suffix.lower() == ".mha"
 
 
-def _labels(name: str, voxels: NDArray[Any], highest: int) -> NDArray[np.uint8]:
-    """The voxels as labels; floats are looked at slice by slice, which keeps the memory small."""
+def _unreadable(path: Path) -> InputError:
+    return InputError(f"{path.name}: got a file that cannot be read as an image, expected a whole {path.suffix}")
+
+
+def _labels(path: Path, reader: sitk.ImageFileReader, highest: int) -> NDArray[np.uint8]:
+    """The voxels (z, y, x) of the file whose header the reader has read, as labels."""
+    if _is_metaimage(path):
+        dtype = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype
+        voxels = metaimage_voxels(path, shape=reader.GetSize()[::-1], dtype=dtype)
+        _check_labels(path.name, voxels, highest)
+        return voxels.astype(np.uint8, copy=False)
+    require_whole_nifti(path)
+    image = reader.Execute()
+    view = sitk.GetArrayViewFromImage(image)
+    _check_labels(path.name, view, highest)
+    return view.astype(np.uint8)
+
+
+def _check_labels(name: str, voxels: NDArray[Any], highest: int) -> None:
+    """Floats are looked at slice by slice, which keeps the memory small."""
     if np.issubdtype(voxels.dtype, np.floating) and any(np.any(plane != np.rint(plane)) for plane in voxels):
         raise InputError(
             f"{name}: got {voxels.dtype} voxels that are not whole numbers, expected labels 0 to {highest}"
@@ -156,22 +202,17 @@ def _labels(name: str, voxels: NDArray[Any], highest: int) -> NDArray[np.uint8]:
     lowest_found, highest_found = voxels.min(), voxels.max()
     if lowest_found < 0 or highest_found > highest:
         raise InputError(f"{name}: got labels {lowest_found:g} to {highest_found:g}, expected 0 to {highest}")
-    return voxels.astype(np.uint8, copy=False)
 
 
-def _resampled(name: str, labels: NDArray[np.uint8], *, got: Grid, expected: Grid) -> NDArray[np.uint8]:
+def _resampled(labels: NDArray[np.uint8], *, got: Grid, expected: Grid) -> NDArray[np.uint8]:
     """Each voxel of the expected grid takes the nearest label, or 0 outside the grid that was got."""
-    resampled: NDArray[np.uint8] = sitk.GetArrayFromImage(
-        sitk.Resample(
-            image_of(labels, got),
-            expected.size_zyx[::-1],
-            sitk.Transform(),
-            sitk.sitkNearestNeighbor,
-            expected.origin_xyz_mm,
-            expected.spacing_zyx_mm[::-1],
-            expected.direction,
-        )
+    image = sitk.Resample(
+        image_of(labels, got),
+        expected.size_zyx[::-1],
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor,
+        expected.origin_xyz_mm,
+        expected.spacing_zyx_mm[::-1],
+        expected.direction,
     )
-    if labels.any() and not resampled.any():
-        raise GridMismatchError(name, got=got, expected=expected)
-    return resampled
+    return np.array(sitk.GetArrayViewFromImage(image))

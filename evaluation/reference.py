@@ -12,6 +12,7 @@ from evaluation.masks import Mask, read_mask
 from evaluation.metrics import LOBES, SUBTYPES
 
 COLUMNS = ("case", "lesions", "lobes", *LOBES.values())
+OPTIONAL_COLUMNS = ("total", "ct")
 IMAGE_SUFFIXES = (".mha", ".mhd", ".nii.gz", ".nii", ".tiff", ".tif")
 HIGHEST_SCORE = 5
 HIGHEST_TOTAL = HIGHEST_SCORE * len(LOBES)
@@ -69,16 +70,19 @@ def read_reference(directory: Path) -> dict[str, ReferenceCase]:
         The cases by name, in the order of the file.
 
     Raises:
-        GroundTruthError: the file is missing, lacks a column, has no row, names a case twice, holds another score, or a
-            total that is not the sum of its scores.
+        GroundTruthError: the file is missing, lacks a column or has it twice, has no row, names a case twice, holds
+            another score, or a total that is not the sum of its scores.
     """
     path = directory / "reference.csv"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file)
-            rows, columns = list(table), table.fieldnames or ()
+            rows, columns = list(table), list(table.fieldnames or ())
     except (OSError, ValueError, csv.Error) as error:
         raise GroundTruthError(f"{path}: cannot be read as a table: {error}") from error
+    twice = [column for column in (*COLUMNS, *OPTIONAL_COLUMNS) if columns.count(column) > 1]
+    if twice:
+        raise GroundTruthError(f"{path}: got several columns {', '.join(twice)}, expected one of each")
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
         raise GroundTruthError(f"{path}: got no column {', '.join(missing)}, expected {', '.join(COLUMNS)}")

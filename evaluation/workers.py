@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-import SimpleITK as sitk
-
-from evaluation.errors import InputError
+from evaluation.errors import InputError, WorkerError
+from evaluation.streams import prepare_worker
 
 VARIABLE = "EVALUATION_MAX_WORKERS"
 WORKER_MEMORY_BYTES = 2 * 1024**3
@@ -23,6 +22,11 @@ _RESERVED_BYTES = 1024**3
 _CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+_TOO_LARGE = (
+    "judging it takes more memory than there is, or kills its process; expected lesions, not voxels scattered over the "
+    "whole scan"
 )
 
 log = logging.getLogger(__name__)
@@ -54,34 +58,47 @@ def memory_bytes() -> int:
     return min(limits)
 
 
-def over_scans(work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-    """Do the same work on every task.
+def over_scans(
+    work: Callable[[Task], Result], tasks: Sequence[Task], *, name: Callable[[Task], str]
+) -> Iterator[Result]:
+    """Do the same work on every task, in other processes than this one.
+
+    When a process is killed, most likely for want of memory, the tasks that are left are done one at a time, so that a
+    task that is too large on its own can be told from several that were too large together.
 
     Args:
         work: a function of a module, whose results can be pickled.
         tasks: what to work on.
+        name: what to call a task in an error.
 
     Yields:
         The results in the order of the tasks.
 
     Raises:
         Exception: what the first failing task in that order raised; tasks that have not begun are dropped.
-        InputError: a worker was killed, most likely for want of memory.
+        WorkerError: a task had too little memory, or killed its process even alone.
     """
-    workers = worker_count(len(tasks))
-    if workers == 1:
-        yield from map(work, tasks)
-        return
-    log.info("%d scans in %d processes", len(tasks), workers)
-    try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
-            yield from pool.map(work, tasks)
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"one of {workers} worker processes was killed, most likely for want of memory: each may need "
-            f"{WORKER_MEMORY_BYTES >> 30} GiB, and more for larger scans; set {VARIABLE} to a smaller number"
-        ) from error
+    left = list(tasks)
+    for workers in dict.fromkeys((worker_count(len(tasks)), 1)):
+        log.info("%d scans, processes: %d", len(left), workers)
+        try:
+            with start_pool(workers) as pool:
+                for result in pool.map(work, left[:]):
+                    yield result
+                    del left[0]
+            return
+        except MemoryError as error:
+            raise WorkerError(f"{name(left[0])}: {_TOO_LARGE}") from error
+        except BrokenProcessPool:
+            log.warning(
+                "a worker process was killed, most likely for want of memory: each may need %d GiB; %s sets a smaller "
+                "number of them",
+                WORKER_MEMORY_BYTES >> 30,
+                VARIABLE,
+            )
+    raise WorkerError(f"{name(left[0])}: {_TOO_LARGE}")
 
 
-def _use_one_thread() -> None:
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+def start_pool(workers: int) -> Executor:
+    """So many processes that share nothing with this one; even a single one, for it may be killed."""
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare_worker)

@@ -214,16 +214,32 @@ def test_files_too_many_or_too_few_are_found(sample: Path, output: Path) -> None
 
 
 def test_the_evaluation_case_is_a_perfect_submission(sample: Path, tmp_path: Path) -> None:
-    evaluation_case.lay_out(sample, tmp_path / "in", tmp_path / "truth")
-    assert (tmp_path / "truth/reference.csv").read_text() == "case,lesions,lobes,lul,lll\nct,lesions.mha,lobes.mha,4,\n"
-    (job,) = json.loads((tmp_path / "in/predictions.json").read_text())
+    evaluation_case.lay_out(sample, sample / "expected/lesions.mha", tmp_path / "in", tmp_path / "truth")
+    assert (tmp_path / "truth/reference.csv").read_text() == (
+        "case,lesions,lobes,lul,lll\nfirst,lesions.mha,lobes.mha,4,\nsecond,lesions.mha,lobes.mha,4,\n"
+    )
+    first, job = json.loads((tmp_path / "in/predictions.json").read_text())
+    assert first["pk"] != job["pk"]
     submitted = tmp_path / "in" / job["pk"] / "output/images/covid-19-lesion-segmentation/lesions.mha"
     assert submitted.read_bytes() == (tmp_path / "truth/lesions.mha").read_bytes()
+    evaluation_case.spoil(tmp_path / "in")
+    assert len(submitted.read_bytes()) == len((tmp_path / "truth/lesions.mha").read_bytes()) - 100
 
 
-@pytest.mark.parametrize(("iou", "scans"), [(0.99, 1), (1.0, 2), (None, 1)])
+@pytest.mark.parametrize(("iou", "scans"), [(0.98, 2), (1.0, 1), (None, 2)])
 def test_an_imperfect_evaluation_is_found(tmp_path: Path, iou: float | None, scans: int) -> None:
     metrics = tmp_path / "metrics.json"
-    metrics.write_text(json.dumps({"aggregates": {"iou": {"overall": {"mean": iou}}, "scans": {"n": scans}}}))
-    with pytest.raises(SystemExit, match=rf"IoU {iou} over {scans} scans, expected 1\.0 over 1"):
+    aggregates = {"iou": {"overall": {"mean": iou}}, "scans": {"n": scans}, "kappa": {"value": None}}
+    metrics.write_text(json.dumps({"aggregates": aggregates}))
+    with pytest.raises(SystemExit, match=rf"IoU {iou} over {scans} scans, expected at least 0\.99 over 2"):
         evaluation_case.check(metrics)
+
+
+def test_a_refusal_names_the_job_and_nothing_of_the_reference(tmp_path: Path) -> None:
+    error = tmp_path / "stderr"
+    error.write_text("job-second: lesions.mha is truncated\n")
+    evaluation_case.check_refusal(error)
+    for text in ("", "job-first: is truncated\n", "job-second\nground_truth/lesions.mha and job-second\n"):
+        error.write_text(text)
+        with pytest.raises(SystemExit, match="expected a last line that names job-second"):
+            evaluation_case.check_refusal(error)

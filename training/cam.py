@@ -97,11 +97,11 @@ def cam(run: Run, folder: Path) -> dict[str, Any]:
 
     steps = LobeSteps(lobes, batch=settings.batch, seed=seed, process=fabric.global_rank, processes=fabric.world_size)
     readers = run.workers.count if fabric.device.type == "cuda" else 0
-    network = train(fabric, CamNetwork(width=settings.width), steps, terms, settings, folder, readers=readers).eval()
+    train(fabric, CamNetwork(width=settings.width), steps, terms, settings, folder, readers=readers)
+    network = load_trained(CamNetwork(width=settings.width), folder).to(fabric.device)
     mapped = [*of_split(cases, "validation"), *of_split(cases, "test")]
-    if fabric.is_global_zero:
-        with fabric.autocast():
-            _write_maps(network, run, mapped, folder, fabric.device)
+    with fabric.autocast():
+        _write_maps(network, run, mapped[fabric.global_rank :: fabric.world_size], folder, fabric.device)
     fabric.barrier()
     return {"lobes": len(lobes), "diseased_lobes": diseased, "maps": len(mapped)}
 

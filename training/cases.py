@@ -89,17 +89,21 @@ def read_cases(data: Path) -> list[Case]:
     Raises:
         InputError: all problems of the table and the images' grids together, with line numbers.
     """
-    path = data / TABLE
-    rows = _read_rows(path)
+    cases = read_table(data)
+    if lacks := what_training_lacks(cases):
+        raise InputError(f"{data / TABLE}: {lacks}")
+    return cases
+
+
+def read_table(data: Path) -> list[Case]:
+    """As `read_cases`, but the cases need not suffice to train on."""
+    rows = _read_rows(data / TABLE)
     found = [(row.line, problem) for row in rows for problem in _problems(row, data)]
     found += _repetitions([row for row in rows if row.length is None], data)
     problems = [f"line {line}: {problem}" for line, problem in sorted(found, key=itemgetter(0))]
     if problems:
-        raise all_problems(str(path), problems)
-    cases = [_case(row.values, data) for row in rows]
-    if lacks := _what_training_lacks(cases):
-        raise InputError(f"{path}: {lacks}")
-    return cases
+        raise all_problems(str(data / TABLE), problems)
+    return [_case(row.values, data) for row in rows]
 
 
 def all_problems(where: str, problems: list[str]) -> InputError:
@@ -286,10 +290,9 @@ def _case(values: dict[str, str], data: Path) -> Case:
     )
 
 
-def _what_training_lacks(cases: list[Case]) -> str:
+def what_training_lacks(cases: list[Case]) -> str:
     """Why no network can be trained on these cases; empty if it can."""
-    train = of_split(cases, "train")
-    if not train:
+    if not (train := of_split(cases, "train")):
         return "no case with split train"
     scores = {score for case in train for score in case.scores.values()}
     if not scores:

@@ -76,7 +76,9 @@ def _explained(problem: Any) -> str:
     if problem["type"] == "model_type":
         return f"{where}: got {problem['input']!r}, expected a table [{where}]"
     if problem["type"] != "extra_forbidden":
-        return f"{where}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+        message = f"{where}: ".removeprefix(": ") + problem["msg"].removeprefix("Value error, ")
+        of_a_table = isinstance(problem["input"], dict)  # whose message names the values
+        return message if of_a_table else f"{message}, got {problem['input']!r}"
     section: Any = TrainingConfig
     for key in keys[:-1]:
         section = section.model_fields[key].annotation

@@ -5,10 +5,10 @@ python -m training export --data DATA --run-dir RUN
 
 from __future__ import annotations
 
-import os
 import tarfile
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors.torch import save as to_safetensors
 
@@ -23,6 +23,7 @@ from algorithm.model import (
     sha256,
 )
 from training.cases import of_split, read_cases
+from training.files import write_text, write_whole
 from training.segment import trained_network
 from training.stages import Run, environment
 
@@ -42,11 +43,11 @@ def export(run: Run, folder: Path) -> dict[str, Any]:
         SUBTYPE_TABLE: (run.folder("subtypes") / SUBTYPE_TABLE).read_bytes(),
     }
     for name, content in files.items():
-        (directory / name).write_bytes(content)
+        write_whole(directory / name, partial(_write, content))
     description = _description(run, {name: sha256(content) for name, content in files.items()})
-    (directory / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_text(directory / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
     load_model(directory)  # what was written must load
-    _pack(directory, folder / "model.tar.gz")
+    write_whole(folder / "model.tar.gz", partial(_pack, directory))
     return {"files": description.files}
 
 
@@ -74,15 +75,17 @@ def _description(run: Run, files: dict[str, str]) -> ModelDescription:
 
 
 def _results(run: Run) -> dict[str, Any]:
-    """The measurements on the test cases, where they have been made."""
-    done = run.directory / "ablate" / "done.json"
-    return run.record("ablate")["results"] if done.is_file() else {}
+    """The measurements on the test cases, where they have been made of this very network."""
+    record = run.record_if_current("ablate")
+    return {} if record is None else record["results"]
 
 
-def _pack(directory: Path, path: Path) -> None:
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
+
+
+def _pack(directory: Path, file: IO[bytes]) -> None:
     """A tarball whose content lands directly in the platform's model directory."""
-    temporary = path.with_name(path.name + ".tmp")
-    with tarfile.open(temporary, "w:gz") as tar:
-        for file in sorted(directory.iterdir()):
-            tar.add(file, arcname=file.name)
-    os.replace(temporary, path)
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        for path in sorted(directory.iterdir()):
+            tar.add(path, arcname=path.name)

@@ -15,11 +15,15 @@ from typing import IO, Any
 from uuid import uuid4
 
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from algorithm.errors import InputError
+from algorithm.errors import InputError, one_line
+from algorithm.images import Volume
+from algorithm.integrity import require_sound_nifti
 
 _TEMPORARY = ".tmp"
+_PROBE_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CURE = "delete it and the done.json of its stage, then run that stage again"
 
@@ -144,6 +148,36 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     write_whole(path, lambda file: np.save(_Stream(file.write), array, allow_pickle=False))
 
 
+def write_image(path: Path, volume: Volume) -> None:
+    """Write a CT or labels whole, compressed.
+
+    Args:
+        path: ends in .mha or .nii.gz; its folder exists.
+        volume: int16 or float32, or for labels uint8 or bool.
+
+    Raises:
+        InputError: the disk is full; nothing is left of the file.
+        OSError: the file cannot be written for another reason.
+    """
+    temporary = _temporary(path)
+    try:
+        with explained_when_full(path):
+            temporary.mkdir()
+            unnamed = temporary / path.name  # its ending says the format
+            try:
+                sitk.WriteImage(volume.to_sitk(), str(unnamed), useCompression=True)
+                if path.name.endswith(".nii.gz"):
+                    require_sound_nifti(unnamed)  # SimpleITK does not say that it fell short
+            except (RuntimeError, InputError) as error:
+                _write_synced(temporary / "probe", bytes(_PROBE_BYTES))  # says why, where SimpleITK does not
+                raise OSError(f"{path}: cannot be written ({one_line(error)})") from error
+            with unnamed.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(unnamed, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def load_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     """Read a .npy file.
 
@@ -174,6 +208,13 @@ def _read_array(path: Path) -> NDArray[Any]:
     with path.open("rb") as file:
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     return array
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _temporary(path: Path) -> Path:

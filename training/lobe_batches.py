@@ -57,12 +57,14 @@ class LobeBatch:
 
     Attributes:
         image: float32 (B, 1, n, n, n), zero outside the lobes.
+        plain: the image before its contrast was stretched: what grey levels mean something in.
         mask: float32, the same shape.
         vessels: float32, the same shape, or None.
         scores: one a chunk.
     """
 
     image: Tensor
+    plain: Tensor
     mask: Tensor
     vessels: Tensor | None
     scores: list[int]
@@ -157,13 +159,14 @@ def augmented_batch(
         rng = np.random.default_rng([seed, 1, item.position])
         jitter = 1 + rng.uniform(-1, 1) * jitter_mm / item.spacing_mm
         chunks = flip(_resized(item, size, device, jitter), rng)
-        parts.append([stretch_contrast(chunks[0], rng), *chunks[1:]])
+        parts.append([stretch_contrast(chunks[0], rng), *chunks])
     return _stacked(parts, items)
 
 
 def plain_batch(items: list[LobeItem], *, size: int, device: torch.device) -> LobeBatch:
     """Resize chunks, and no more."""
-    return _stacked([_resized(item, size, device, 1.0) for item in items], items)
+    parts = [_resized(item, size, device, 1.0) for item in items]
+    return _stacked([[chunks[0], *chunks] for chunks in parts], items)
 
 
 def _resized(item: LobeItem, size: int, device: torch.device, jitter: float) -> list[Tensor]:
@@ -176,9 +179,10 @@ def _resized(item: LobeItem, size: int, device: torch.device, jitter: float) -> 
 
 
 def _stacked(parts: list[list[Tensor]], items: list[LobeItem]) -> LobeBatch:
-    image, mask, *vessels = (torch.cat(chunks) for chunks in zip(*parts, strict=True))
+    image, plain, mask, *vessels = (torch.cat(chunks) for chunks in zip(*parts, strict=True))
     return LobeBatch(
         image=image.contiguous(memory_format=torch.channels_last_3d),
+        plain=plain,
         mask=mask,
         vessels=vessels[0] if vessels else None,
         scores=[item.score for item in items],

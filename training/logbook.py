@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import Self
 
+from training.files import write_text
+
 LOG = "log.csv"
 VALIDATION = "validation.csv"
 
@@ -69,8 +71,10 @@ class Logbook:
 
 def _drop_later(path: Path, done: int) -> None:
     """Drop the lines of steps that are not among the ones done, and a last line that was cut off."""
-    if not path.exists():
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if "\n" not in text:
+        path.unlink(missing_ok=True)
         return
-    header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    header, *lines = text.splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and int(line.split(",", 1)[0]) < done]
-    path.write_text("".join([header, *kept]), encoding="utf-8")
+    write_text(path, "".join([header, *kept]))

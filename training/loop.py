@@ -101,8 +101,13 @@ def train(
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     optimiser = make_optimiser(network, settings)
-    done, best = _load_checkpoint(folder, network, optimiser)
+    state = _read_checkpoint(folder, processes=fabric.world_size)
+    if state:
+        network.load_state_dict(state["network"])
     model, fabric_optimiser = fabric.setup(network, optimiser)
+    if state:
+        optimiser.load_state_dict(state["optimiser"])  # now that the parameters are on the device
+    done, best = (state["step"], state["best"]) if state else (0, [])
     model.train()
     with (
         Logbook(folder, done=done, is_writer=fabric.is_global_zero) as logbook,
@@ -113,18 +118,20 @@ def train(
                 group["lr"] = learning_rate(settings, step)
             parts = terms(model, data, step)
             loss = torch.stack([weight * value for weight, value in parts.values() if value is not None]).sum()
-            values = _mean_over_processes(fabric, {"loss": loss, **{name: value for name, (_, value) in parts.items()}})
-            if not math.isfinite(values["loss"]):
-                raise RuntimeError(f"{folder.name}: the loss is {values['loss']} at step {step}; lower learning_rate")
             fabric_optimiser.zero_grad()
             fabric.backward(loss)
             fabric_optimiser.step()
+            values = _mean_over_processes(fabric, {"loss": loss, **{name: value for name, (_, value) in parts.items()}})
+            if not math.isfinite(values["loss"]):
+                raise RuntimeError(f"{folder.name}: the loss is {values['loss']} at step {step}; lower learning_rate")
             logbook.step(step, {name: values.get(name) for name in ("loss", *parts)})
             advance(values["loss"])
             finished = step + 1
+            is_better = False
             if validation and (finished % validation.every == 0 or finished == settings.steps):
-                best = _validate(fabric, network, validation, finished, best, folder, logbook)
-            if finished % settings.checkpoint_every == 0 or finished == settings.steps:
+                before, best = best, _validate(fabric, network, validation, finished, best, folder, logbook)
+                is_better = best != before
+            if finished % settings.checkpoint_every == 0 or finished == settings.steps or is_better:
                 _save_checkpoint(fabric, folder, network, optimiser, finished, best)
     return network
 
@@ -225,18 +232,28 @@ def _save_checkpoint(
 ) -> None:
     if fabric.is_global_zero:
         state = {"step": step, "network": network.state_dict(), "optimiser": optimiser.state_dict(), "best": best}
+        state |= {"processes": fabric.world_size}
         write_whole(folder / CHECKPOINT, lambda file: torch.save(state, file))
     fabric.barrier()
 
 
-def _load_checkpoint(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, list[float]]:
+def _read_checkpoint(folder: Path, *, processes: int) -> dict[str, Any] | None:
+    """The folder's checkpoint; None where there is none yet.
+
+    Raises:
+        InputError: it is damaged, or was made by another number of processes, whose batches together were of another
+            size.
+    """
     if not (folder / CHECKPOINT).is_file():
         (folder / BEST).unlink(missing_ok=True)
-        return 0, []
+        return None
     state = _read(folder / CHECKPOINT)
-    network.load_state_dict(state["network"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"]), state["best"]
+    if state["processes"] != processes:
+        raise InputError(
+            f"{folder}: begun with {state['processes']} processes, got {processes}; use as many (torchrun "
+            f"--nproc-per-node), or delete this folder to train again"
+        )
+    return state
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,25 +13,23 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from algorithm.errors import InputError
-from algorithm.images import Volume, from_canonical, read_ct, write_labels
+from algorithm.images import Volume, from_canonical, read_ct
 from algorithm.model import sha256
 from algorithm.segmenter import LESION
 from training.ablate.measures import reference_labels
 from training.ablate.predictions import margin_of_mask, on_ct_grid
 from training.ablate.stage import claim
 from training.cases import TABLE, Case, of_split, read_cases, read_scan
-from training.files import load_array, write_json, write_text
+from training.files import load_array, remove_stale, write_image, write_json, write_text
 from training.parallel import console, over_scans
 from training.prepare import PreparedCase, prepared
 from training.segment import Labels
@@ -57,6 +55,10 @@ class _Job:
     image: Path
     labels: Path | None
     pseudo: tuple[Path, PreparedCase] | None
+
+    @property
+    def name(self) -> str:
+        return self.case.name
 
 
 def export_nnunet(run: Run, out: Path, *, dataset_id: int, name: str, labels: Labels) -> Path:
@@ -94,6 +96,7 @@ def export_nnunet(run: Run, out: Path, *, dataset_id: int, name: str, labels: La
     if not training:
         raise InputError(f"{run.data}: got no training or validation case with {labels} labels, expected at least one")
     claim(folder, _basis(run, labels))
+    remove_stale(folder)
     jobs = training + [_test_job(case, folder) for case in of_split(cases, "test")]
     over_scans("nnU-Net", _export_case, jobs, run.workers)
     _describe(folder, training, name=name, labels=labels)
@@ -125,9 +128,9 @@ def _export_case(job: _Job) -> None:
     for path in todo:
         path.parent.mkdir(exist_ok=True)
     if job.image in todo:
-        _write_image(ct, job.image)
+        write_image(job.image, ct)
     if job.labels in todo and job.labels is not None:
-        write_labels(_lesions(job, ct), job.labels)
+        write_image(job.labels, _lesions(job, ct))
 
 
 def _lesions(job: _Job, ct: Volume) -> Volume:
@@ -140,14 +143,6 @@ def _lesions(job: _Job, ct: Volume) -> Volume:
         path, cache = job.pseudo
         mask = on_ct_grid(margin_of_mask(load_array(path) == LESION, cache), scan)
     return from_canonical(scan.ct.with_array(mask), ct.geometry)
-
-
-def _write_image(ct: Volume, path: Path) -> None:
-    """Write a CT, compressed; the file appears under its name only when it is complete."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as partial:
-        unnamed = Path(partial) / path.name
-        sitk.WriteImage(ct.to_sitk(), str(unnamed), useCompression=True)
-        unnamed.replace(path)
 
 
 def _basis(run: Run, labels: Labels) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import joblib
+from joblib.externals.loky import get_reusable_executor
 from rich.console import Console
 from rich.progress import track
 
@@ -60,6 +61,11 @@ def over_scans(
         jobs = (joblib.delayed(_Named(function))(item) for item in items)
         parallel = joblib.Parallel(n_jobs=None if workers.dask else workers.count, return_as="generator")
         return list(track(parallel(jobs), title, total=len(items), console=console))
+
+
+def end_workers() -> None:
+    """End the processes that `over_scans` keeps on this machine for its next call, which then starts new ones."""
+    get_reusable_executor(reuse=True).shutdown(wait=True)
 
 
 def default_workers() -> int:

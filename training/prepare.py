@@ -5,6 +5,7 @@ python -m training prepare --data DATA --run-dir RUN
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -27,6 +28,8 @@ from training.settings import PrepareSettings
 from training.stages import Run
 
 GEOMETRIES = "geometries.json"
+SOURCE = "source.json"
+_PART_BYTES = 1 << 20
 VESSEL, LESION = CLASSES.index("vessel"), CLASSES.index("lesion")
 
 
@@ -102,26 +105,59 @@ def prepare(run: Run, folder: Path) -> dict[str, Any]:
     problems = [problem for problem in over_scans("prepare", make, cases, run.workers) if problem is not None]
     if problems:
         raise all_problems(str(run.data), problems)
-    return {"cases": len(cases), "lobes": sum(len(case.scores) for case in cases)}
+    return {
+        "cases": len(cases),
+        "lobes": sum(len(case.scores) for case in cases),
+        "images_sha256": {case.name: read_json(folder / case.name / SOURCE)["sha256"] for case in cases},
+    }
 
 
 def _prepare_case(case: Case, folder: Path, settings: PrepareSettings) -> str | None:
     """Cache one case; the problem is returned so that one bad case does not hide another."""
     target = folder / case.name
-    if PreparedCase(case.name, target).is_whole(with_reference=case.lesions is not None):
+    source = {"sha256": _sha256_of_images(case)}
+    is_whole = PreparedCase(case.name, target).is_whole(with_reference=case.lesions is not None)
+    if is_whole and (target / SOURCE).is_file() and read_json(target / SOURCE) == source:
         return None
     shutil.rmtree(target, ignore_errors=True)
     try:
         scan = read_scan(case)
+        chunks = _cut_lobes(case, scan, settings)
     except InputError as error:
         return f"{case.name}: {error}"
     with whole_folder(target) as unnamed:
-        _write_caches(scan, unnamed, settings)
+        _write_caches(scan, chunks, unnamed, settings)
+        write_json(unnamed / SOURCE, source)
     return None
 
 
-def _write_caches(scan: Scan, folder: Path, settings: PrepareSettings) -> None:
-    geometries: dict[str, Geometry] = {}
+def _sha256_of_images(case: Case) -> str:
+    """Digest of the bytes of a case's images; of a DICOM folder, all its files."""
+    digest = hashlib.sha256()
+    for path in (case.ct, case.lobes, case.lesions, case.vessels):
+        if path is None:
+            continue
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(_sha256_of_file(file))
+    return digest.hexdigest()
+
+
+def _sha256_of_file(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_PART_BYTES):
+            digest.update(part)
+    return digest.digest()
+
+
+def _cut_lobes(case: Case, scan: Scan, settings: PrepareSettings) -> dict[str, LobeChunk]:
+    """The chunk of every lobe in the scan, by the lobe's key.
+
+    Raises:
+        InputError: a scored lobe has no voxel at the chunks' spacing.
+    """
+    chunks = {}
     for lobe in LOBES:
         if not (scan.lobes.array == lobe.label).any():
             continue
@@ -132,10 +168,21 @@ def _write_caches(scan: Scan, folder: Path, settings: PrepareSettings) -> None:
             spacing_mm=settings.chunk_spacing_mm,
             margin_mm=settings.chunk_margin_mm,
         )
-        save_array(folder / f"{lobe.key}_image.npy", chunk.image)
-        save_array(folder / f"{lobe.key}_mask.npy", chunk.mask)
-        geometries[lobe.key] = chunk.geometry
+        if lobe.label in case.scores and not chunk.mask.any():
+            raise InputError(
+                f"{lobe.name} has a score, but no voxel is left of it at {settings.chunk_spacing_mm:g} mm; correct "
+                f"{case.lobes.name}, or leave the score empty"
+            )
+        chunks[lobe.key] = chunk
+    return chunks
 
+
+def _write_caches(scan: Scan, chunks: dict[str, LobeChunk], folder: Path, settings: PrepareSettings) -> None:
+    geometries: dict[str, Geometry] = {}
+    for key, chunk in chunks.items():
+        save_array(folder / f"{key}_image.npy", chunk.image)
+        save_array(folder / f"{key}_mask.npy", chunk.mask)
+        geometries[key] = chunk.geometry
     box = bounding_box(scan.lobes.array)
     ct, lobes = crop(scan.ct, box), crop(scan.lobes, box)
     grid = covering_grid(ct.geometry, spacing_mm=settings.scan_spacing_mm)

@@ -27,6 +27,8 @@ from training.settings import Ramp, RegressSettings
 from training.stages import Run
 from training.validation import dram_validation
 
+SMALLEST_SHARE = 1e-3
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -167,7 +169,10 @@ def _interval(dram: Tensor, batch: LobeBatch, score_weights: dict[int, float]) -
 def _equivariance(
     model: nn.Module, dram: Tensor, batch: LobeBatch, settings: RegressSettings, rng: np.random.Generator
 ) -> Tensor:
-    """L1 norm of F(A(I)) - A(F(I)) over the transformed lobe, with gradients through both (Eq. 2)."""
+    """L1 norm of F(A(I)) - A(F(I)) over the transformed lobe, with gradients through both (Eq. 2).
+
+    Interpolation leaves out what lies outside the lobe, which nothing has trained.
+    """
     transform = random_transform(
         rng,
         size=settings.chunk_size,
@@ -177,11 +182,12 @@ def _equivariance(
     mask = transform.apply(batch.mask, nearest=True)
     image = (transform.apply(batch.image, nearest=False) * mask).contiguous(memory_format=torch.channels_last_3d)
     of_transformed: Drams = model(image, mask)
-    transformed = transform.apply(dram, nearest=False)
+    share = transform.apply(batch.mask, nearest=False).clamp(min=SMALLEST_SHARE)  # of a voxel inside the lobe
+    transformed = transform.apply(dram * batch.mask, nearest=False) / share
     return equivariance_loss(of_transformed.raw.float().sigmoid(), transformed, mask).mean()
 
 
 def _refinement(drams: Drams, batch: LobeBatch, settings: RegressSettings) -> Tensor:
     raw = drams.raw.detach().float().sigmoid()
-    target = refinement_target(raw, batch.image, batch.mask, batch.vessels, batch.scores, settings.crf)
+    target = refinement_target(raw, batch.plain, batch.mask, batch.vessels, batch.scores, settings.crf)
     return refinement_loss(drams.refined, target, batch.mask, beta=settings.beta).mean()

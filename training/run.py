@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 from training.ablate import ablate
+from training.ablate.rows import table_rows
 from training.cam import cam
+from training.complete import require_complete
 from training.export import export
 from training.prepare import prepare
 from training.pseudo import pseudo
@@ -29,38 +31,66 @@ def _cam_inputs(config: TrainingConfig) -> CamInputs:
     return CamInputs(cam=config.cam, pseudo=config.pseudo)
 
 
-STAGES = (
-    Stage("prepare", "Check every scan; cache its lobe chunks and whole.", (), lambda c: c.prepare, prepare),
-    Stage("vessels", "Learn vessels from healthy scans; find them in all.", ("prepare",), lambda c: c.vessels, vessels),
-    Stage("regress", "Train the dRAM on lobe scores.", ("vessels",), lambda c: c.regress, regress),
-    Stage("cam", "Train the class activation map baseline on lobe scores.", ("vessels",), _cam_inputs, cam),
-    Stage(
-        "pseudo",
-        "Put dRAMs and vessels into the scans: pseudo labels.",
-        ("regress", "vessels"),
-        lambda c: c.pseudo,
-        pseudo,
-    ),
-    Stage("segment", "Train the final network on pseudo labels.", ("pseudo",), lambda c: c.segment, segment),
-    Stage(
-        "segment-reference",
-        "Train the final network on reference labels: the supervised upper bound.",
-        ("prepare",),
-        lambda c: c.segment,
-        segment_reference,
-    ),
-    Stage("subtypes", "Make the reference table of lesion subtypes.", (), lambda c: Settings(), subtypes),
-    Stage(
-        "ablate",
-        "Train what the main run lacks, and compare every row of the paper's tables on the test cases.",
-        ("cam", "segment", "segment-reference", "subtypes"),
-        lambda c: c,
-        ablate,
-    ),
-    Stage("export", "Write the model directory.", ("segment", "subtypes"), lambda c: c.export, export),
+PREPARE = Stage("prepare", "Check every scan; cache its lobe chunks and whole.", (), lambda c: c.prepare, prepare)
+VESSELS = Stage(
+    "vessels",
+    "Learn vessels from healthy scans; find them in all.",
+    (PREPARE,),
+    lambda c: c.vessels,
+    vessels,
+    together=True,
 )
+REGRESS = Stage("regress", "Train the dRAM on lobe scores.", (VESSELS,), lambda c: c.regress, regress, together=True)
+CAM = Stage(
+    "cam",
+    "Train the class activation map baseline on lobe scores.",
+    (VESSELS,),
+    _cam_inputs,
+    cam,
+    together=True,
+)
+PSEUDO = Stage(
+    "pseudo",
+    "Put dRAMs and vessels into the scans: pseudo labels.",
+    (REGRESS, VESSELS),
+    lambda c: c.pseudo,
+    pseudo,
+)
+SEGMENT = Stage(
+    "segment",
+    "Train the final network on pseudo labels.",
+    (PSEUDO,),
+    lambda c: c.segment,
+    segment,
+    together=True,
+)
+SEGMENT_REFERENCE = Stage(
+    "segment-reference",
+    "Train the final network on reference labels: the supervised upper bound.",
+    (PREPARE,),
+    lambda c: c.segment,
+    segment_reference,
+    together=True,
+)
+SUBTYPES = Stage("subtypes", "Make the reference table of lesion subtypes.", (), lambda c: Settings(), subtypes)
+ABLATE = Stage(
+    "ablate",
+    "Train what the main run lacks, and compare every row of the paper's tables on the test cases.",
+    (CAM, SEGMENT, SEGMENT_REFERENCE, SUBTYPES),
+    lambda c: c,
+    ablate,
+)
+EXPORT = Stage(
+    "export",
+    "Write the model directory.",
+    (SEGMENT, SUBTYPES),
+    lambda c: c.export,
+    export,
+    uses=("ablate",),
+)
+STAGES = (PREPARE, VESSELS, REGRESS, CAM, PSEUDO, SEGMENT, SEGMENT_REFERENCE, SUBTYPES, ABLATE, EXPORT)
 
-COMPARISON = ("cam", "segment-reference", "ablate")  # of no use to the model itself
+COMPARISON = (CAM, SEGMENT_REFERENCE, ABLATE)  # of no use to the model itself
 
 
 def run_all(run: Run, config: str, *, with_comparison: bool) -> int:
@@ -73,9 +103,15 @@ def run_all(run: Run, config: str, *, with_comparison: bool) -> int:
 
     Returns:
         0, or the exit code of the stage that failed.
+
+    Raises:
+        InputError: before any work, what the stages would lack: all of the data's lacks together.
     """
+    require_complete(run.data, with_comparison=with_comparison)
+    if with_comparison:
+        table_rows(run.config)  # refuses settings that leave nothing to compare
     for stage in STAGES:
-        if stage.name in COMPARISON and not with_comparison:
+        if stage in COMPARISON and not with_comparison:
             continue
         options = ["--data", str(run.data), "--run-dir", str(run.directory), "--config", config, "--device", run.device]
         options += ["--workers", str(run.workers.count)] + (["--dask", run.workers.dask] if run.workers.dask else [])

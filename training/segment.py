@@ -49,11 +49,13 @@ class Crop:
         image: float32 (n, n, n).
         labels: int64 (n - 88,) * 3.
         inside: bool, the same shape, whether the voxel lies in a lobe.
+        position: in the sequence of all crops of the training; seeds what is random about it.
     """
 
     image: Tensor
     labels: Tensor
     inside: Tensor
+    position: int
 
 
 class SegmentSteps(Dataset[list[Crop]]):
@@ -70,7 +72,7 @@ class SegmentSteps(Dataset[list[Crop]]):
         """Read the crops of a step."""
         batch = step * self.processes + self.process
         return [
-            random_crop(self.scans[index], self.settings, np.random.default_rng([self.seed, 2, position]))
+            random_crop(self.scans[index], self.settings, seed=self.seed, position=position)
             for position, index in shuffled(len(self.scans), self.settings.batch, batch, self.seed)
         ]
 
@@ -92,9 +94,8 @@ def _train(run: Run, folder: Path, labels: Labels) -> dict[str, Any]:
     steps = SegmentSteps(scans, settings, seed=seed, process=fabric.global_rank, processes=fabric.world_size)
 
     def terms(model: nn.Module, crops: list[Crop], step: int) -> Terms:
-        rng = np.random.default_rng([seed, 3, step, fabric.global_rank])
-        image, target, inside = _batch(crops, rng, fabric.device)
-        return {"bootstrapping": (1.0, bootstrapping_loss(model(image), target, inside, beta=settings.beta))}
+        image, target, inside = augmented_crops(crops, seed=seed, device=fabric.device)
+        return {"bootstrapping": (1.0, mean_loss(model(image), target, inside, beta=settings.beta))}
 
     readers = run.workers.count if fabric.device.type == "cuda" else 0
     train(fabric, new_network(settings), steps, terms, settings, folder, readers=readers)
@@ -134,8 +135,16 @@ def labelled_scans(run: Run, labels: Labels) -> list[LabelledScan]:
     return [LabelledScan(case, case.folder / "scan_classes.npy") for case in cases]
 
 
-def random_crop(scan: LabelledScan, settings: SegmentSettings, rng: np.random.Generator) -> Crop:
-    """A crop centred on a random lesion voxel or, else, on a random lobe voxel."""
+def random_crop(scan: LabelledScan, settings: SegmentSettings, *, seed: int, position: int) -> Crop:
+    """A crop centred on a random lesion voxel or, else, on a random lobe voxel.
+
+    Args:
+        scan: where from.
+        settings: of crops.
+        seed: with the position, of all that is random.
+        position: of the crop in the training.
+    """
+    rng = np.random.default_rng([seed, 2, position])
     lobes = scan.case.array("scan_lobes")
     classes = load_array(scan.labels)
     lesion = np.flatnonzero(classes == LESION)
@@ -148,16 +157,40 @@ def random_crop(scan: LabelledScan, settings: SegmentSettings, rng: np.random.Ge
         image=torch.from_numpy(image.astype(np.float32)),
         labels=torch.from_numpy(take(classes, centre, out).astype(np.int64)),
         inside=torch.from_numpy(take(lobes, centre, out) > 0),
+        position=position,
     )
 
 
-def _batch(crops: list[Crop], rng: np.random.Generator, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Augment and stack: image (B, 1, n, n, n), labels and inside (B, n - 88, ...)."""
+def augmented_crops(crops: list[Crop], *, seed: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Mirror crops and stretch their contrast, on the device.
+
+    Args:
+        crops: of a step.
+        seed: with a crop's position, of its randomness.
+        device: where the work is done.
+
+    Returns:
+        Image (B, 1, n, n, n), labels and inside (B, n - 88, ...).
+    """
     images, labels, inside = [], [], []
     for crop in crops:
+        rng = np.random.default_rng([seed, 3, crop.position])
         image, target, lobe = flip([part.to(device) for part in (crop.image, crop.labels, crop.inside)], rng)
         images.append(stretch_contrast(image, rng)[None])
         labels.append(target)
         inside.append(lobe)
     batch = torch.stack(images).contiguous(memory_format=torch.channels_last_3d)
     return batch, torch.stack(labels), torch.stack(inside)
+
+
+def mean_loss(logits: Tensor, labels: Tensor, inside: Tensor, *, beta: float) -> Tensor:
+    """Mean over the crops of the bootstrapping loss of each, however much of it lies in a lobe.
+
+    Args:
+        logits: (B, K, D, H, W).
+        labels: (B, D, H, W).
+        inside: the same shape, voxels that count.
+        beta: weight of the label.
+    """
+    crops = zip(logits, labels, inside, strict=True)
+    return torch.stack([bootstrapping_loss(*(part[None] for part in crop), beta=beta) for crop in crops]).mean()

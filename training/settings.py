@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 from typing_extensions import Self
 
 from algorithm.network import PERIOD, SMALLEST_VALID_INPUT
+from algorithm.subtypes import VoteRules
 
 
 class Settings(BaseModel):
@@ -83,23 +84,30 @@ class RegressSettings(LoopSettings):
     refinement: Ramp = Field(Ramp(start=0.3, full=0.6), description="bootstrapping loss against the CRF's target")
     beta: float = Field(0.8, ge=0, le=1, description="weight of the target against the network's own label in Eq. 4")
     attention: bool = Field(True, description="refine by local attention; else the target acts on the raw dRAM")
-    suppress_vessels: bool = Field(True, description="no lesion target on vessels")
-    crf: CrfSettings = CrfSettings()
+    suppress_vessels: bool = Field(True, description="no refinement target on vessels")
+    crf: CrfSettings = Field(CrfSettings(), description="makes the refinement's target")
     validate_every: int = Field(500, ge=1, description="steps between validations")
 
-    @field_validator("scale_range")
-    @classmethod
-    def _check_scales(cls, ends: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < ends[0] <= ends[1]:
-            raise ValueError("expected two positive numbers, the smaller one first")
-        return ends
+    @model_validator(mode="after")
+    def _check_scales(self) -> Self:
+        """The ratios must allow a size that the network takes."""
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range: got {low} and {high}, expected two positive numbers, the smaller one first")
+        if not any(low <= n / self.chunk_size <= high for n in range(16, int(high * self.chunk_size) + 1, PERIOD)):
+            raise ValueError(
+                f"scale_range: no multiple of {PERIOD} is within it for chunks of {self.chunk_size} voxels"
+            )
+        return self
 
 
 class VesselSettings(LoopSettings):
     """Vessel references by Frangi's filter on healthy scans, and the vessel network."""
 
     patch_size: int = Field(80, multiple_of=PERIOD, ge=16, description="voxels per side of a training patch")
-    sigmas_mm: tuple[float, ...] = Field((1.0, 1.5, 2.0, 2.5, 3.0), description="scales of the vesselness filter")
+    sigmas_mm: tuple[PositiveFloat, ...] = Field(
+        (1.0, 1.5, 2.0, 2.5, 3.0), min_length=1, description="scales of the vesselness filter"
+    )
     alpha: float = Field(0.5, gt=0, description="Frangi's constant against plates")
     beta: float = Field(0.5, gt=0, description="Frangi's constant against blobs")
     erosion_mm: float = Field(3.0, ge=0, description="by which the lungs are shrunk for the references")
@@ -123,7 +131,9 @@ class CamSettings(LoopSettings):
 class PseudoSettings(Settings):
     """Pseudo labels from dRAMs."""
 
-    scales: tuple[float, ...] = Field((0.8, 1.0, 1.2, 1.5), min_length=1, description="of the chunk size, averaged")
+    scales: tuple[PositiveFloat, ...] = Field(
+        (0.8, 1.0, 1.2, 1.5), min_length=1, description="of the chunk size, averaged"
+    )
     threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a voxel becomes pseudo lesion")
 
 
@@ -162,4 +172,12 @@ class TrainingConfig(Settings):
     cam: CamSettings = CamSettings()
     pseudo: PseudoSettings = PseudoSettings()
     segment: SegmentSettings = SegmentSettings()
+    subtypes: VoteRules = VoteRules()
     export: ExportSettings = ExportSettings()
+
+    @model_validator(mode="after")
+    def _check_jitter(self) -> Self:
+        for name, jitter_mm in (("regress", self.regress.spacing_jitter_mm), ("cam", self.cam.spacing_jitter_mm)):
+            if jitter_mm >= self.prepare.chunk_spacing_mm:
+                raise ValueError(f"{name}.spacing_jitter_mm {jitter_mm}: expected less than prepare.chunk_spacing_mm")
+        return self

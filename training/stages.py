@@ -23,7 +23,7 @@ from algorithm import __version__
 from algorithm.errors import InputError
 from training.cases import TABLE
 from training.files import explained_when_full, read_json, remove_stale, write_json
-from training.parallel import Workers, console
+from training.parallel import Workers, console, end_workers
 from training.settings import Settings, TrainingConfig
 
 RECORD = "done.json"
@@ -31,7 +31,8 @@ BASIS = "basis.json"
 CONFIG = "config.json"
 
 _LIBRARIES = ("torch", "lightning-fabric", "numpy", "scipy", "SimpleITK")
-_COST = ("seconds_of_last_start", "peak_memory_gb", "environment", "config")
+_EARLIER, _USED = "earlier_stages_sha256", "used_if_done_sha256"
+_COST = ("seconds_of_last_start", "peak_memory_gb", "peak_memory_of_a_worker_gb", "environment", "config")
 _PATIENCE_S = 600.0
 _POLL_S = 0.1
 
@@ -69,6 +70,16 @@ class Run:
         """What a finished stage recorded: its settings, environment, cost and results."""
         return read_json(self.folder(stage) / RECORD)
 
+    def record_if_current(self, stage: str) -> dict[str, Any] | None:
+        """The record of a stage, if it is finished and what it read from earlier stages is what they hold now."""
+        if not (self.directory / stage / RECORD).is_file():
+            return None
+        record = self.record(stage)
+        for name, digest in record[_EARLIER].items():
+            if not (self.directory / name / RECORD).is_file() or _sha256_of_results(self.record(name)) != digest:
+                return None
+        return record
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -80,13 +91,17 @@ class Stage:
         needs: stages whose results it reads.
         settings: the part of the configuration that it depends on.
         work: does it, resuming from whatever it finds in its folder, and returns results worth recording.
+        together: whether processes that torchrun started do it together.
+        uses: names of stages whose results it reads where they are done and current; it is done again with new ones.
     """
 
     name: str
     summary: str
-    needs: tuple[str, ...]
+    needs: tuple[Stage, ...]
     settings: Callable[[TrainingConfig], Settings]
     work: Callable[[Run, Path], dict[str, Any]]
+    together: bool = False
+    uses: tuple[str, ...] = ()
 
 
 def execute(run: Run, stage: Stage) -> None:
@@ -96,9 +111,12 @@ def execute(run: Run, stage: Stage) -> None:
     work; only rank 0 locks the stage, writes its basis and its record, and the others wait until it has begun.
 
     Raises:
-        InputError: a stage that it needs is not done; it was done, or begun, on another basis (other settings, data,
-            or results of earlier stages); another process is at it; or the disk is full.
+        InputError: a stage that it needs is not done; it or one that it needs was done, or begun, on another basis
+            (other settings, data, or results of earlier stages); another process is at it; several processes are to
+            do what takes one; or the disk is full.
     """
+    if _processes() > 1 and not stage.together:
+        raise InputError(f"stage {stage.name}: got {_processes()} processes, expected one; run it without torchrun")
     folder, is_first = run.directory / stage.name, _rank() == 0
     if not is_first:
         _wait_for(folder / BASIS)
@@ -132,36 +150,55 @@ def environment() -> dict[str, str]:
 
 def _work(run: Run, stage: Stage, folder: Path, basis: dict[str, Any]) -> None:
     remove_stale(folder, untouched_s=_PATIENCE_S if _processes() > 1 else 0.0)
+    (folder / RECORD).unlink(missing_ok=True)
     write_json(folder / BASIS, basis)
     about = {"config": run.config.model_dump(mode="json"), "environment": environment()}
     write_json(run.directory / CONFIG, {"data": str(run.data), **about})
     started = time.perf_counter()
     results = stage.work(run, folder)
+    end_workers()  # the system counts the memory of processes that have ended
     record = {
         "stage": stage.name,
         **basis,
         "results": results,
         "files_sha256": _sha256_of_files(folder),
         "seconds_of_last_start": round(time.perf_counter() - started, 1),
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "peak_memory_gb": _peak_memory_gb(resource.RUSAGE_SELF),
+        "peak_memory_of_a_worker_gb": _peak_memory_gb(resource.RUSAGE_CHILDREN),
         **about,
     }
     write_json(folder / RECORD, record)
-    cost = f"{record['seconds_of_last_start']} s, peak {record['peak_memory_gb']} GB"
+    peaks = f"peak {record['peak_memory_gb']} GB, of a worker {record['peak_memory_of_a_worker_gb']} GB"
+    cost = f"{record['seconds_of_last_start']} s, {peaks}"
     console.print(f"{stage.name}: {cost}; {folder}", markup=False, soft_wrap=True)
 
 
+def _peak_memory_gb(whose: int) -> float:
+    """Greatest memory so far of this process, or of the largest of its children that have ended."""
+    return round(resource.getrusage(whose).ru_maxrss * 1024 / 1e9, 2)
+
+
 def _basis(run: Run, stage: Stage) -> dict[str, Any]:
-    """What a stage's results come from."""
+    """What a stage's results come from; an error where a stage that it needs is not done on a basis of today."""
     table = run.data / TABLE
     if not table.is_file():
         raise InputError(f"{table}: no such file; expected the table of cases (see README, training data)")
-    return {
+    basis = {
         "settings": stage.settings(run.config).model_dump(mode="json"),
         "seed": run.config.seed,
         "data_sha256": hashlib.sha256(table.read_bytes()).hexdigest(),
-        "earlier_stages_sha256": {name: _sha256_of_results(run.record(name)) for name in stage.needs},
+        _EARLIER: {need.name: _sha256_of_results(_current_record(run, need)) for need in stage.needs},
     }
+    if stage.uses:
+        records = {name: run.record_if_current(name) for name in stage.uses}
+        basis[_USED] = {name: record and _sha256_of_results(record) for name, record in records.items()}
+    return basis
+
+
+def _current_record(run: Run, stage: Stage) -> dict[str, Any]:
+    """The record of a stage that is done, as are those that it needs, with the settings, seed and data of this run."""
+    is_done(run.directory / stage.name, _basis(run, stage))
+    return run.record(stage.name)
 
 
 def _sha256_of_results(record: dict[str, Any]) -> str:
@@ -181,12 +218,14 @@ def _sha256_of_files(folder: Path) -> str:
 
 
 def is_done(folder: Path, basis: dict[str, Any]) -> bool:
-    """Whether the stage is done; an error where it was begun on another basis."""
+    """Whether the stage is done on this basis; an error where it was begun on one that it cannot go on from."""
     if (folder / BASIS).is_file():
         begun = read_json(folder / BASIS)
         different = [name for name in basis if begun.get(name) != basis[name]]
+        if different == [_USED]:
+            return False
         if different:
-            changes = _changes(begun.get("settings"), basis["settings"], "settings")
+            changes = _changes(begun.get("settings"), basis.get("settings"), "settings")
             raise InputError(
                 f"{folder}: begun with other {' and '.join(different)}; use the same ones, another run directory, "
                 "or delete this folder to start the stage again" + (f" ({'; '.join(changes)})" if changes else "")
@@ -214,12 +253,12 @@ def _only_process(lock: Path, folder: Path) -> Iterator[None]:
 
 
 def _rank() -> int:
-    """Number of this process among those that train together, as torchrun, Fabric or SLURM gives it."""
-    return next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
+    """Number of this process among those that train together, as torchrun gives it."""
+    return int(os.environ.get("RANK", 0))
 
 
 def _processes() -> int:
-    return next((int(os.environ[name]) for name in ("WORLD_SIZE", "SLURM_NTASKS") if name in os.environ), 1)
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _wait_for(path: Path) -> None:

@@ -59,7 +59,7 @@ def dram_validation(run: Run, settings: RegressSettings, folder: Path, device: t
             path = folder / "pictures" / f"step_{step:06d}.png"
             path.parent.mkdir(exist_ok=True)
             write_whole(path, lambda file: file.write(picture))
-            logbook.picture(step, _pixels(picture))
+            logbook.picture(step - 1, _pixels(picture))
         batches = [lobes[i : i + settings.batch] for i in range(0, len(lobes), settings.batch)]
         return measure_scores(network, [lobe.score for lobe in lobes], (read(batch) for batch in batches))
 

@@ -45,8 +45,7 @@ def reference_vessels(
         uint8, 1 on vessels, which lie in the shrunken lungs; all 0 if nothing there looks like a bright tube.
     """
     reference = np.zeros(image.shape, dtype=np.uint8)
-    depth_mm = distance_to_outside_mm(lungs, spacing_mm=spacing_mm)
-    shrunken, unmixed = depth_mm > erosion_mm, depth_mm > spacing_mm
+    shrunken, unmixed = eroded(lungs, spacing_mm=spacing_mm, erosion_mm=erosion_mm), ndimage.binary_erosion(lungs)
     if not (shrunken & unmixed).any():
         return reference
     filled = np.where(unmixed, image, np.median(image[unmixed])).astype(np.float32)
@@ -141,6 +140,12 @@ def eigenvalues(matrix: dict[tuple[int, int], FloatArray]) -> tuple[FloatArray, 
     high = mean + 2 * radius * np.cos(angle)
     low = mean + 2 * radius * np.cos(angle + 2 * np.pi / 3)
     return low, 3 * mean - low - high, high
+
+
+def eroded(mask: Mask, *, spacing_mm: float, erosion_mm: float) -> Mask:
+    """The voxels of a mask that are farther than ``erosion_mm`` from the nearest voxel outside it, bool (z, y, x)."""
+    inner: Mask = distance_to_outside_mm(mask, spacing_mm=spacing_mm) > erosion_mm
+    return inner
 
 
 def distance_to_outside_mm(mask: Mask, *, spacing_mm: float) -> FloatArray:

@@ -6,7 +6,6 @@ torchrun --nproc-per-node 2 -m training vessels --data DATA --run-dir RUN
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,15 +32,15 @@ from evaluation.metrics import dice
 from training.augment import flip, stretch_contrast
 from training.cases import Case, of_split, read_cases
 from training.chunks import take
-from training.files import load_array, save_array
+from training.files import load_array, save_array, whole_folder
 from training.loop import Terms, load_trained, make_fabric, shuffled, train
 from training.parallel import console, over_scans
 from training.prepare import PreparedCase, prepared
 from training.settings import VesselSettings
 from training.stages import Run
-from training.vesselness import reference_vessels, without_thick
+from training.vesselness import eroded, reference_vessels, without_thick
 
-STAGE = "vessels"
+STAGE, MASKS = "vessels", "masks"
 VESSEL, LESION = CLASSES.index("vessel"), CLASSES.index("lesion")
 PRIOR = 0.05  # share of vessels that the untrained network predicts
 VESSEL_SHARE = 0.5  # of patches that are centred on a vessel
@@ -50,7 +49,7 @@ TILE_MEMORY_BYTES = 4e9
 
 @dataclass(frozen=True)
 class HealthyScan:
-    """A training instance: a prepared case and the file with its reference vessels."""
+    """A training instance: a prepared case, and a file with uint8 (2, z, y, x): reference vessels, eroded lungs."""
 
     case: PreparedCase
     reference: Path
@@ -63,7 +62,7 @@ class Patch:
     Attributes:
         image: float32 (n, n, n), zero outside the lobes.
         vessels: float32, 1 on reference vessels.
-        inside: float32, 1 in the lobes.
+        inside: float32, 1 in the eroded lungs; what lies beyond has no reference.
     """
 
     image: Tensor
@@ -101,8 +100,8 @@ class VesselSteps(Dataset[list[Patch]]):
 def vessels(run: Run, folder: Path) -> dict[str, Any]:
     """Make reference vessels of the healthy training cases, train a network on them, and apply it to all cases.
 
-    Writes references/<case>.npy for the healthy cases, and for every case a folder with scan.npy and a file for each
-    of its lobe chunks.
+    Writes references/<case>.npy for the healthy cases, and for every case a folder masks/<case> with scan.npy and a
+    file for each of its lobe chunks.
 
     Raises:
         InputError: no case is healthy, or a healthy case has no voxel that looks like a vessel.
@@ -127,7 +126,7 @@ def scan_vessels(run: Run, case: Case | PreparedCase) -> NDArray[np.uint8]:
     Raises:
         InputError: the stage is not done, or the file is missing or damaged.
     """
-    return load_array(run.folder(STAGE) / case.name / "scan.npy")
+    return load_array(run.folder(STAGE) / MASKS / case.name / "scan.npy")
 
 
 def chunk_vessels(run: Run, case: Case | PreparedCase, key: str) -> NDArray[np.uint8]:
@@ -136,7 +135,7 @@ def chunk_vessels(run: Run, case: Case | PreparedCase, key: str) -> NDArray[np.u
     Raises:
         InputError: the stage is not done, or the file is missing or damaged.
     """
-    return load_array(run.folder(STAGE) / case.name / f"{key}.npy")
+    return load_array(run.folder(STAGE) / MASKS / case.name / f"{key}.npy")
 
 
 def healthy_cases(cases: Sequence[Case]) -> list[Case]:
@@ -159,28 +158,28 @@ def healthy_cases(cases: Sequence[Case]) -> list[Case]:
 
 
 def random_patch(scan: HealthyScan, size: int, rng: np.random.Generator) -> Patch:
-    """A patch centred on a random reference vessel or, as often, on a random lobe voxel, mirrored and stretched.
+    """A patch centred on a random reference vessel or, as often, on a random voxel of the eroded lungs, augmented.
 
     Args:
         scan: where from.
         size: voxels per side.
         rng: of all that is random.
     """
-    reference, lobes = load_array(scan.reference), scan.case.mapped("scan_lobes")
-    candidates = np.flatnonzero(reference if rng.random() < VESSEL_SHARE else lobes)
-    centre = np.unravel_index(candidates[rng.integers(candidates.size)], lobes.shape)
-    cubes = (take(array, centre, size) for array in (scan.case.mapped("scan_image"), reference, lobes))
-    image, vessel, lobe = flip([torch.from_numpy(cube.astype(np.float32)) for cube in cubes], rng)
-    return Patch(image=stretch_contrast(image, rng), vessels=vessel, inside=(lobe > 0).float())
+    reference, eroded_lungs = load_array(scan.reference)
+    candidates = np.flatnonzero(reference if rng.random() < VESSEL_SHARE else eroded_lungs)
+    centre = np.unravel_index(candidates[rng.integers(candidates.size)], reference.shape)
+    cubes = (take(array, centre, size) for array in (scan.case.mapped("scan_image"), reference, eroded_lungs))
+    image, vessel, inside = flip([torch.from_numpy(cube.astype(np.float32)) for cube in cubes], rng)
+    return Patch(image=stretch_contrast(image, rng), vessels=vessel, inside=inside)
 
 
 def vessel_terms(logits: Tensor, target: Tensor, inside: Tensor) -> Terms:
-    """Cross-entropy and soft Dice loss over the lobe voxels of a batch, equally weighted.
+    """Cross-entropy and soft Dice loss over the voxels of a batch that have a reference, equally weighted.
 
     Args:
         logits: (B, 1, D, H, W).
         target: the same shape, 1 on vessels.
-        inside: the same shape, 1 in the lobes, where at least one voxel lies.
+        inside: the same shape, 1 where there is a reference, at one voxel at least.
     """
     logits = logits.float()
     cross_entropy = functional.binary_cross_entropy_with_logits(logits, target, inside, reduction="sum") / inside.sum()
@@ -225,10 +224,11 @@ def _write_references(run: Run, scans: list[HealthyScan]) -> None:
 
 
 def _write_reference(settings: VesselSettings, scan: HealthyScan) -> None:
+    lungs, spacing_mm = scan.case.array("scan_lobes") > 0, scan.case.geometry("scan").spacing_zyx_mm[0]
     reference = reference_vessels(
         scan.case.array("scan_image"),
-        scan.case.array("scan_lobes") > 0,
-        spacing_mm=scan.case.geometry("scan").spacing_zyx_mm[0],
+        lungs,
+        spacing_mm=spacing_mm,
         sigmas_mm=settings.sigmas_mm,
         alpha=settings.alpha,
         beta=settings.beta,
@@ -239,7 +239,8 @@ def _write_reference(settings: VesselSettings, scan: HealthyScan) -> None:
             f"case {scan.case.name}: no vessel found {settings.erosion_mm} mm or more inside the lungs, expected a "
             "healthy scan with visible vessels; check its CT and lobes, or take it out of the split train"
         )
-    save_array(scan.reference, reference)
+    eroded_lungs = eroded(lungs, spacing_mm=spacing_mm, erosion_mm=settings.erosion_mm)
+    save_array(scan.reference, np.stack([reference, eroded_lungs]))
 
 
 def _train(run: Run, fabric: Fabric, scans: list[HealthyScan], folder: Path) -> None:
@@ -259,25 +260,22 @@ def _predict(run: Run, fabric: Fabric, cases: list[Case], folder: Path) -> None:
     """Write the masks of the cases that have not got them."""
     settings = run.config.vessels
     network = load_trained(new_network(settings, "valid"), folder).to(fabric.device)
-    todo = [prepared(run, case) for case in cases if not (folder / case.name).is_dir()]
+    todo = [prepared(run, case) for case in cases if not (folder / MASKS / case.name).is_dir()]
     for case in track(todo, "vessels", console=console):
         image, lungs, grid = case.array("scan_image"), case.array("scan_lobes") > 0, case.geometry("scan")
         probability = vessel_probability(network, image, lungs, fabric, width=settings.width)
         mask = (probability > settings.threshold) & lungs
         mask = without_thick(mask, spacing_mm=grid.spacing_zyx_mm[0], thickest_mm=settings.thickest_mm)
-        _write_masks(case, Volume(mask.astype(np.uint8), grid), folder)
+        _write_masks(case, Volume(mask.astype(np.uint8), grid), folder / MASKS)
 
 
 def _write_masks(case: PreparedCase, mask: Volume, folder: Path) -> None:
     """The masks of scan and chunks, in a folder that appears when it is complete."""
-    temporary = folder / f"{case.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_array(temporary / "scan.npy", mask.array)
-    for lobe in LOBES:
-        if case.has(f"{lobe.key}_mask"):
-            save_array(temporary / f"{lobe.key}.npy", resample(mask, case.geometry(lobe.key), "nearest").array)
-    temporary.rename(folder / case.name)
+    with whole_folder(folder / case.name) as unnamed:
+        save_array(unnamed / "scan.npy", mask.array)
+        for lobe in LOBES:
+            if case.has(f"{lobe.key}_mask"):
+                save_array(unnamed / f"{lobe.key}.npy", resample(mask, case.geometry(lobe.key), "nearest").array)
 
 
 def _measures(run: Run, cases: list[Case], folder: Path) -> dict[str, float]:
@@ -286,7 +284,7 @@ def _measures(run: Run, cases: list[Case], folder: Path) -> dict[str, float]:
     for case in cases:
         caches = prepared(run, case)
         lungs = caches.array("scan_lobes") > 0
-        mask = load_array(folder / case.name / "scan.npy") > 0
+        mask = load_array(folder / MASKS / case.name / "scan.npy") > 0
         shares.append(mask[lungs].mean())
         if case.split != "train" and case.vessels is not None and caches.has("scan_classes"):
             classes = caches.array("scan_classes")

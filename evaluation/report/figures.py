@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from evaluation.agreement import CATEGORIES
 from evaluation.comparison import Comparison
 from evaluation.metrics import LOBES, OVERALL
+from evaluation.report.formats import number
 from evaluation.scoring import ScanScore
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
@@ -43,7 +44,8 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "#e6eaee",
     "grid.linewidth": 0.8,
 }
-_PANEL_INCHES = 3.1
+_WIDTH_INCHES = 10.6  # of the page's text
+_PANEL_INCHES = 3.3
 _COLUMNS = 3
 _TITLE_LETTERS = 34
 
@@ -57,19 +59,19 @@ def iou_figure(comparison: Comparison) -> str:
     """Overall IoU of every scan, one line a scan from method to method, and each method's mean with its interval."""
     with mpl.rc_context(_STYLE):
         methods = comparison.methods
-        figure = Figure(figsize=(max(4.6, 1.5 + 1.5 * len(methods)), 3.9), layout="constrained")
+        figure = Figure(figsize=(_WIDTH_INCHES, 3.9), layout="constrained")
         axes = figure.add_subplot()
         values = np.array([[scan.measures["iou"][OVERALL] for scan in comparison.scans[name]] for name in methods])
         axes.plot(values, color="#aab4bf", linewidth=0.8, alpha=0.7, zorder=1)
         for position, (name, colour) in enumerate(method_colours(methods).items()):
             axes.scatter(np.full(values.shape[1], position), values[position], s=16, color=colour, alpha=0.75, zorder=2)
             iou = comparison.metrics["methods"][name]["aggregates"]["iou"][OVERALL]
-            low, high = iou["ci_low"], iou["ci_high"]
-            ends = [[0.0], [0.0]] if low is None else [[iou["mean"] - low], [high - iou["mean"]]]
+            mean, low, high = iou["mean"], iou["ci_low"], iou["ci_high"]
+            ends = None if low is None else [[mean - low], [high - mean]]
             axes.errorbar(
-                [position + 0.17], [iou["mean"]], yerr=ends, fmt="D", markersize=5, color=colour, capsize=4, zorder=3
+                [position + 0.08], [mean], yerr=ends, fmt="D", markersize=5, color=colour, capsize=4, zorder=3
             )
-        axes.set(ylabel="IoU of all lesions", ylim=(-0.03, 1.03), xlim=(-0.5, len(methods) - 0.4))
+        axes.set(ylabel="IoU of all lesions", ylim=(-0.03, 1.03), xlim=(-0.3, len(methods) - 0.7))
         axes.set_xticks(range(len(methods)), [fill(name, 20) for name in methods])
         axes.grid(axis="y")
         return svg(figure)
@@ -83,7 +85,7 @@ def score_figure(comparison: Comparison) -> str:
             method = comparison.metrics["methods"][name]
             _draw_scores(axes, np.array(method["score_table"]))
             kappa = method["aggregates"]["kappa"]["value"]
-            axes.set_title(fill(name if kappa is None else f"{name}: kappa {kappa:.3f}", _TITLE_LETTERS))
+            axes.set_title(fill(name if kappa is None else f"{name}: kappa {number(kappa)}", _TITLE_LETTERS))
         return svg(figure)
 
 
@@ -93,10 +95,13 @@ def involvement_figure(comparison: Comparison) -> str:
         figure, panels = _panels(len(comparison.methods))
         colours = method_colours(comparison.methods)
         pairs = {name: _percentages(comparison.scans[name]) for name in comparison.methods}
-        highest = max(float(np.abs(points[:, 1] - points[:, 0]).max(initial=1.0)) for points in pairs.values())
+        limits = {name: _limits(points[:, 1] - points[:, 0]) for name, points in pairs.items()}
+        shown = np.concatenate([*(points[:, 1] - points[:, 0] for points in pairs.values()), *limits.values(), [0.0]])
+        margin = max(0.08 * float(np.ptp(shown)), 0.5)
         for axes, name in zip(panels, comparison.methods, strict=True):
-            _draw_differences(axes, pairs[name], colour=colours[name], highest=highest)
-            axes.set_title(fill(name, _TITLE_LETTERS))
+            _draw_differences(axes, pairs[name], limits[name], colour=colours[name])
+            axes.set_title(fill(name, _TITLE_LETTERS), pad=20)
+            axes.set_ylim(float(shown.min()) - margin, float(shown.max()) + margin)
         return svg(figure)
 
 
@@ -112,12 +117,12 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(count, _COLUMNS)
     rows = -(-count // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)
-    figure = Figure(figsize=(columns * _PANEL_INCHES + 0.4, rows * _PANEL_INCHES), layout=layout)
+    figure = Figure(figsize=(_WIDTH_INCHES, rows * _PANEL_INCHES), layout=layout)
     return figure, [figure.add_subplot(rows, columns, number + 1) for number in range(count)]
 
 
 def _draw_scores(axes: Axes, table: NDArray[np.int64]) -> None:
-    axes.imshow(np.sqrt(table), cmap="Blues", vmin=0, vmax=float(np.sqrt(table.max(initial=1))))
+    axes.imshow(np.sqrt(table), cmap="Blues", vmin=0, vmax=float(np.sqrt(table.max(initial=1))), aspect="auto")
     for (reference, predicted), count in np.ndenumerate(table):
         if count:
             is_dark = count > 0.4 * table.max()
@@ -135,15 +140,22 @@ def _percentages(scans: Sequence[ScanScore]) -> NDArray[np.float64]:
     return np.array([pair for pair in pairs if None not in pair], dtype=np.float64).reshape(-1, 2)
 
 
-def _draw_differences(axes: Axes, pairs: NDArray[np.float64], *, colour: str, highest: float) -> None:
-    differences = pairs[:, 1] - pairs[:, 0]
-    axes.scatter(pairs.mean(axis=1), differences, s=14, color=colour, alpha=0.55, linewidths=0)
+def _limits(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of the differences, and the lower and upper limit of agreement; empty below two differences."""
+    if len(differences) < 2:
+        return np.zeros(0)
+    mean, half = float(differences.mean()), 1.96 * float(differences.std(ddof=1))
+    return np.array([mean, mean - half, mean + half])
+
+
+def _draw_differences(axes: Axes, pairs: NDArray[np.float64], limits: NDArray[np.float64], *, colour: str) -> None:
+    axes.scatter(pairs.mean(axis=1), pairs[:, 1] - pairs[:, 0], s=14, color=colour, alpha=0.55, linewidths=0)
     axes.axhline(0, color=LINES, linewidth=0.9)
-    if len(differences) > 1:
-        bias, half = float(differences.mean()), 1.96 * float(differences.std(ddof=1))
-        for level, style in ((bias, "-"), (bias + half, "--"), (bias - half, "--")):
-            axes.axhline(level, color=INK, linewidth=0.9, linestyle=style)
-        text = f"mean {bias:+.1f}\nlimits {bias - half:+.1f} to {bias + half:+.1f}"
-        axes.text(0.98, 0.98, text, transform=axes.transAxes, ha="right", va="top", fontsize=8.5)
-    axes.set(xlabel="mean of both (% of lobe)", ylabel="predicted − reference", ylim=(-1.4 * highest, 1.4 * highest))
+    for level, style in zip(limits, ("-", "--", "--"), strict=False):
+        axes.axhline(level, color=INK, linewidth=0.9, linestyle=style)
+    if limits.size:
+        mean, low, high = (number(level, decimals=1, signed=True) for level in limits)
+        text = f"mean {mean}, limits {low} to {high}"
+        axes.text(0.5, 1.02, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=8.5)
+    axes.set(xlabel="mean of both (% of lobe)", ylabel="predicted − reference\n(percent points)")
     axes.grid(axis="y")

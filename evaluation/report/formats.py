@@ -8,11 +8,20 @@ from typing import Any
 NONE = "–"
 
 _NO_BREAK = "\u00a0"
+_MINUS = "\u2212"
 
 
 def number(value: float | None, *, decimals: int = 3, signed: bool = False) -> str:
-    """A number with so many decimals; a dash for None."""
-    return NONE if value is None else f"{value:{'+' if signed else ''}.{decimals}f}"
+    """A number with so many decimals and, where asked for, a sign unless it is 0; a dash for None."""
+    if value is None:
+        return NONE
+    text = f"{value:{'+' if signed else ''}.{decimals}f}"
+    return text.replace("-", _MINUS) if float(text) else text.lstrip("+-")
+
+
+def counted(text: str, n: int) -> str:
+    """A mean with the number of values behind it in square brackets."""
+    return f"{text}{_NO_BREAK}[{n}]"
 
 
 def spread(numbers: Mapping[str, Any], *, decimals: int = 3, n: int | None = None) -> str:
@@ -21,13 +30,12 @@ def spread(numbers: Mapping[str, Any], *, decimals: int = 3, n: int | None = Non
     Args:
         numbers: the summary.
         decimals: of both.
-        n: number of values that the reader expects, by default all; another number follows in square brackets.
+        n: number of values that the reader expects, by default all; another number follows the mean.
     """
     text = number(numbers["mean"], decimals=decimals)
-    if numbers["std"] is not None:
-        text += f" ±{_NO_BREAK}{number(numbers['std'], decimals=decimals)}"
-    is_whole = numbers["n_valid"] in (0, numbers["n"] if n is None else n)
-    return text if is_whole else f"{text}{_NO_BREAK}[{numbers['n_valid']}]"
+    if numbers["n_valid"] not in (0, numbers["n"] if n is None else n):
+        text = counted(text, numbers["n_valid"])
+    return text if numbers["std"] is None else f"{text} ±{_NO_BREAK}{number(numbers['std'], decimals=decimals)}"
 
 
 def interval(numbers: Mapping[str, Any]) -> str:

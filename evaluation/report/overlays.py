@@ -6,22 +6,26 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
 import SimpleITK as sitk
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from evaluation.comparison import Comparison, read_prediction
-from evaluation.errors import InputError
-from evaluation.masks import Grid, grid_of, image_of
+from evaluation.cts import read_ct
+from evaluation.masks import image_of
 from evaluation.metrics import SUBTYPES
 from evaluation.surfaces import bounding_box
 
-SUBTYPE_COLOURS = {"ground_glass": "#4cc9ff", "consolidation": "#ff5c4d", "mixed": "#ffd23f"}
+SUBTYPE_COLOURS = {"consolidation": "#ff5c4d", "ground_glass": "#4cc9ff", "mixed": "#ffd23f"}
+REFERENCE_COLOUR = "#ffffff"
+EMPTY = "no lesion in this slice"
 CASES_EACH_WAY = 3
+
+_LABELS = {name: label for label, name in SUBTYPES.items()}
 
 _WINDOW_HU = (-1150, 350)
 _MARGIN_MM = 12.0
@@ -39,11 +43,15 @@ class Overlay:
     Attributes:
         case: name of the scan.
         ious: overall IoU by method.
+        slice_number: which axial slice is shown, from 1 at the feet.
+        slices: how many there are.
         png: the picture, base64: reference and methods from left to right.
     """
 
     case: str
     ious: dict[str, float]
+    slice_number: int
+    slices: int
     png: str
 
 
@@ -54,34 +62,34 @@ def overlays(comparison: Comparison) -> dict[str, list[Overlay]]:
         `worst` and `best`, at most three scans each and none twice; empty lists where the reference names no CT.
 
     Raises:
-        InputError: a CT is missing, unreadable or on another grid than the reference.
+        InputError: a CT is unreadable.
     """
-    cts = {case: reference.ct for case, reference in comparison.cases.items() if reference.ct}
     ious = {
         case: {name: scans[place].lesions.iou for name, scans in comparison.scans.items()}
         for place, case in enumerate(comparison.cases)
-        if case in cts
+        if comparison.cases[case].ct
     }
     ranked = sorted(ious, key=lambda case: float(np.mean(list(ious[case].values()))))
     worst = ranked[:CASES_EACH_WAY]
     best = [case for case in reversed(ranked) if case not in worst][:CASES_EACH_WAY]
     return {
-        name: [Overlay(case, ious[case], _png(comparison, case, cts[case])) for case in chosen]
+        name: [_overlay(comparison, case, ious[case]) for case in chosen]
         for name, chosen in (("worst", worst), ("best", best))
     }
 
 
-def _png(comparison: Comparison, case: str, ct_path: Path) -> str:
+def _overlay(comparison: Comparison, case: str, ious: dict[str, float]) -> Overlay:
     lesions, lobes = comparison.cases[case].read()
     predictions = (read_prediction(comparison, method=name, case=case, like=lesions) for name in comparison.methods)
     masks = [_upright(image_of(mask.array, mask.grid)) for mask in (lesions, *predictions, lobes)]
     *lesion_arrays, lobe_array = (sitk.GetArrayViewFromImage(mask) for mask in masks)
-    ct = _upright(_read_ct(case, ct_path, lesions.grid))
+    ct = _upright(read_ct(comparison.cases[case]))
     level = telling_slice([*lesion_arrays, lobe_array])
     step_yx_mm = (ct.GetSpacing()[1], ct.GetSpacing()[0])
     box = _window(lobe_array[level] > 0, step_yx_mm)
     panels = zip(("Reference", *comparison.methods), (array[level][box] for array in lesion_arrays), strict=True)
-    return _draw(sitk.GetArrayViewFromImage(ct)[level][box], list(panels), step_yx_mm)
+    png = _draw(sitk.GetArrayViewFromImage(ct)[level][box], list(panels), step_yx_mm)
+    return Overlay(case, ious, slice_number=level + 1, slices=len(lobe_array), png=png)
 
 
 def telling_slice(masks: list[NDArray[np.uint8]]) -> int:
@@ -91,21 +99,6 @@ def telling_slice(masks: list[NDArray[np.uint8]]) -> int:
         if areas.any():
             return int(areas.argmax())
     return len(masks[0]) // 2
-
-
-def _read_ct(case: str, path: Path, grid: Grid) -> sitk.Image:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        if reader.GetDimension() != 3:
-            raise InputError(f"case {case}: {path.name}: got {reader.GetDimension()} dimensions, expected a CT of 3")
-        if not grid_of(reader).matches(grid):
-            raise InputError(f"case {case}: {path.name}: got {grid_of(reader)}, expected the reference's {grid}")
-        image: sitk.Image = reader.Execute()
-        return image
-    except RuntimeError as error:
-        raise InputError(f"case {case}: {path}: got no readable CT; correct or empty the column ct") from error
 
 
 def _upright(image: sitk.Image) -> sitk.Image:
@@ -128,7 +121,7 @@ def _window(lungs: NDArray[np.bool_], step_yx_mm: tuple[float, float]) -> tuple[
 def _draw(
     ct: NDArray[np.int16], panels: Sequence[tuple[str, NDArray[np.uint8]]], step_yx_mm: tuple[float, float]
 ) -> str:
-    """Titled panels side by side, the same slice with different outlines, as a PNG in base64."""
+    """Titled panels side by side, the same slice with different outlines, as a PNG in base64; first the reference."""
     height_mm, width_mm = (size * step for size, step in zip(ct.shape, step_yx_mm, strict=True))
     panel_inches = _PANEL_INCHES * height_mm / width_mm
     figure = Figure(figsize=(_PANEL_INCHES * len(panels), panel_inches + _TITLE_INCHES))
@@ -136,11 +129,22 @@ def _draw(
     for number, (name, mask) in enumerate(panels):
         axes = figure.add_axes((number * width, 0.0, width * _PANEL_SHARE, height))
         axes.imshow(ct, cmap="gray", vmin=_WINDOW_HU[0], vmax=_WINDOW_HU[1], aspect="auto")
-        for label, subtype in SUBTYPES.items():
-            if (mask == label).any():
-                axes.contour(mask == label, levels=[0.5], colors=[SUBTYPE_COLOURS[subtype]], linewidths=1.1)
+        _draw_outlines(axes, mask, reference=panels[0][1] if number else None)
         axes.set_axis_off()
         axes.set_title(shorten(name, _TITLE_LETTERS, placeholder="…"), fontsize=9, pad=4, parse_math=False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _draw_outlines(axes: Axes, mask: NDArray[np.uint8], *, reference: NDArray[np.uint8] | None) -> None:
+    """A mask's subtypes, over a dashed outline of all lesions of the reference where it is given."""
+    if reference is not None and reference.any():
+        axes.contour(reference > 0, levels=[0.5], colors=[REFERENCE_COLOUR], linewidths=0.9, linestyles="dashed")
+    for subtype, colour in SUBTYPE_COLOURS.items():
+        is_subtype = mask == _LABELS[subtype]
+        if is_subtype.any():
+            axes.contour(is_subtype, levels=[0.5], colors=[colour], linewidths=1.1)
+    if not mask.any():
+        box = {"facecolor": "black", "alpha": 0.65, "linewidth": 0}
+        axes.text(0.5, 0.05, EMPTY, transform=axes.transAxes, ha="center", color="white", fontsize=8, bbox=box)

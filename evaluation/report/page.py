@@ -27,7 +27,7 @@ def html_report(comparison: Comparison, tables: Mapping[str, Table]) -> str:
         tables: see `tables.all_tables`.
 
     Raises:
-        InputError: a CT is missing, unreadable or on another grid than the reference.
+        InputError: a CT is unreadable.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -41,7 +41,9 @@ def html_report(comparison: Comparison, tables: Mapping[str, Table]) -> str:
         colours=method_colours(comparison.methods),
         methods=comparison.metrics["methods"],
         overall=OVERALL,
+        reference=comparison.reference,
         seed=comparison.metrics["seed"],
+        version=comparison.metrics["version"],
         resamples=RESAMPLES,
         tables=tables,
         scans=scan_rows(comparison),

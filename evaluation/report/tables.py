@@ -7,16 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluation.comparison import Comparison
+from evaluation.measures import TARGETS
 from evaluation.metrics import LOBES, OVERALL
-from evaluation.report.formats import NONE, interval, number, p_value, spread
+from evaluation.report.formats import NONE, counted, interval, number, p_value, spread
 
-TARGET_NAMES = {
-    OVERALL: "Overall",
-    "consolidation": "Consolidation",
-    "ground_glass": "Ground-glass",
-    "mixed": "Mixed",
-}
-"""In the order of the paper's Table II."""
+TARGET_NAMES = {target: target.capitalize().replace("_", "-") for target in TARGETS}
 
 MEASURE_NAMES = {
     "iou": "IoU",
@@ -74,6 +69,8 @@ class Table:
         for i, row in enumerate(self.rows):
             cells = [text.translate(_LATEX) for text in row]
             rows.append([rf"\textbf{{{c}}}" if (i, j) in self.best else c for j, c in enumerate(cells)])
+            if rows[-1][0].startswith(("[", "*")):  # else an argument of the line break before it
+                rows[-1][0] = "{}" + rows[-1][0]
         lines = [
             r"\begin{table}",
             r"\centering",
@@ -104,28 +101,31 @@ def all_tables(comparison: Comparison) -> dict[str, Table]:
 
 def paper_table(comparison: Comparison) -> Table:
     """IoU of all lesions and of each subtype, and kappa: the shape of the paper's Table II."""
-    rows, means = [], []
+    rows, means, scans = [], [], []
     for name, method in comparison.metrics["methods"].items():
         aggregates = method["aggregates"]
-        kappa = aggregates["kappa"]
-        values = [aggregates["iou"][target]["mean"] for target in TARGET_NAMES]
-        stars = [star(comparison, name, target) for target in TARGET_NAMES]
-        cells = [number(value) + mark for value, mark in zip(values, stars, strict=True)]
+        kappa, ious = aggregates["kappa"], [aggregates["iou"][target] for target in TARGETS]
+        cells = [
+            counted(number(iou["mean"]) + star(comparison, name, target), iou["n_valid"])
+            for target, iou in zip(TARGETS, ious, strict=True)
+        ]
         rows.append([name, *cells, f"{number(kappa['value'])} {interval(kappa)}", method["agreement"] or NONE])
-        means.append([*values, kappa["value"]])
+        means.append([*(iou["mean"] for iou in ious), kappa["value"]])
+        scans.append([*(_scans_with(comparison, name, target) for target in TARGETS), frozenset()])
     first = next(iter(comparison.metrics["methods"].values()))["aggregates"]
     note = (
-        f"Mean IoU over {first['scans']['n']} scans; a subtype's over the scans in which the reference or the method "
-        f"has it. Linearly weighted kappa of {first['kappa']['n']} lobes, 95 % interval of the large-sample standard "
-        "error, which takes lobes as independent. Bold: best of the column."
+        "Mean IoU over [n] scans: a subtype's are those in which the reference or the method has it, so a method that "
+        "invents a subtype has more of them. Linearly weighted kappa of "
+        f"{first['kappa']['n']} lobes with the analytic 95 % interval (large-sample standard error), which takes lobes "
+        "as independent. Bold: best of a column in which all methods have the same scans."
     )
     if comparison.against:
         note += (
             f" *: differs from {comparison.against}, p < {SIGNIFICANCE:g} (two-sided Wilcoxon signed-rank test, "
             "Bonferroni-corrected)."
         )
-    header = ["Method", *TARGET_NAMES.values(), "Kappa (95 % CI)", "Agreement"]
-    return Table("Lesion IoU and agreement of severity scores", header, rows, note, best_cells(means))
+    header = ["Method", *TARGET_NAMES.values(), "Kappa (analytic 95 % CI)", "Agreement"]
+    return Table("Lesion IoU and agreement of severity scores", header, rows, note, best_cells(means, scans))
 
 
 def star(comparison: Comparison, method: str, target: str) -> str:
@@ -143,12 +143,17 @@ def star(comparison: Comparison, method: str, target: str) -> str:
     return "*" if is_significant else ""
 
 
-def best_cells(values: Sequence[Sequence[float | None]]) -> frozenset[Cell]:
-    """Cells with the highest value of their column, columns counted behind that of the names."""
+def best_cells(values: Sequence[Sequence[float | None]], scans: Sequence[Sequence[frozenset[str]]]) -> frozenset[Cell]:
+    """Cells with the highest value of their column, columns counted behind that of the names.
+
+    Args:
+        values: one row a method; None where undefined.
+        scans: the cases that each value is of. A column in which they differ has no best.
+    """
     best = set()
     for column, cells in enumerate(zip(*values, strict=True), start=1):
         known = [value for value in cells if value is not None]
-        if len(known) > 1:
+        if len(known) > 1 and len({row[column - 1] for row in scans}) == 1:
             best |= {(row, column) for row, value in enumerate(cells) if value == max(known)}
     return frozenset(best)
 
@@ -163,7 +168,7 @@ def overall_table(comparison: Comparison) -> Table:
         rows.append([name, spread(iou), interval(iou), number(iou["median"]), number(iou["pooled"]), *others])
     header = ["Method", "IoU", "95 % CI", "Median IoU", "Pooled IoU", *list(MEASURE_NAMES.values())[1:]]
     note = (
-        "Mean ± standard deviation over scans; [n] where a measure is undefined in some scans. 95 % CI: percentile "
+        "Mean ± standard deviation over scans; [n] scans where a measure is undefined in others. 95 % CI: percentile "
         "bootstrap of the mean IoU over scans. Pooled: IoU of all scans' voxels together."
     )
     return Table("All lesions together", header, rows, note)
@@ -179,8 +184,8 @@ def subtype_table(comparison: Comparison) -> Table:
             cells = [_measure(aggregates, measure, target, n) for measure in MEASURE_NAMES]
             rows.append([f"{target_name}: {name}", str(n), *cells])
     note = (
-        "Mean ± standard deviation over the scans in which the reference or the method has the subtype; [n] where a "
-        "measure is undefined in some of these."
+        "Mean ± standard deviation over the scans in which the reference or the method has the subtype; [n] of these "
+        "where a measure is undefined in others."
     )
     return Table("Subtypes", ["Subtype: method", "Scans", *MEASURE_NAMES.values()], rows, note)
 
@@ -204,7 +209,7 @@ def score_table(comparison: Comparison) -> Table:
                 *agreement,
             ]
         )
-    header = ["Method", "Kappa", "Analytic CI", "CI over lobes", "CI over scans"]
+    header = ["Method", "Kappa", "CI, analytic", "CI, bootstrap over lobes", "CI, bootstrap over scans"]
     header += ["Kappa, 0.5\u00a0%", "Kappa, 0\u00a0%", "Total: MAE", "Total: R²", "Total: ICC(2,1)"]
     note = (
         "95 % intervals of kappa: large-sample standard error (Fleiss, Cohen and Everitt); percentile bootstrap over "
@@ -239,6 +244,7 @@ def paired_test_table(comparison: Comparison) -> Table:
             f"{test['first']} – {test['second']}",
             TARGET_NAMES[test["target"]],
             f"{test['n']} ({test['n_nonzero']})",
+            str(test["n_left_out"]),
             number(test["median_difference"], signed=True),
             number(test["rank_biserial"], signed=True),
             p_value(test["p"]),
@@ -247,12 +253,20 @@ def paired_test_table(comparison: Comparison) -> Table:
         ]
         for test in comparisons["pairs"]
     ]
-    header = ["Pair", "IoU", "Scans (differ)", "Median difference", "Rank-biserial r", "p", "m", "p\u00a0×\u00a0m"]
+    header = ["Pair", "IoU", "Scans (differ)", "Left out", "Median difference", "Rank-biserial r"]
+    header += ["p", "m", "p\u00a0×\u00a0m"]
     note = (
         f"{comparisons['test']}. m: number of tests in Bonferroni's correction, counted apart for the overall IoU and "
-        "for the subtypes. r: matched-pairs rank-biserial correlation, from -1 (second always better) to 1."
+        "for the subtypes. r: matched-pairs rank-biserial correlation, from −1 (second always better) to 1. Left out: "
+        "scans in which a method has no value, for neither it nor the reference has the subtype. So where only one "
+        "method invents a subtype, this test does not see it."
     )
     return Table("Paired tests", header, rows, note)
+
+
+def _scans_with(comparison: Comparison, method: str, target: str) -> frozenset[str]:
+    """The cases in which a method has an IoU."""
+    return frozenset(scan.case for scan in comparison.scans[method] if scan.measures["iou"][target] is not None)
 
 
 def _measure(aggregates: Numbers, measure: str, target: str, n: int | None = None) -> str:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algorithm.errors import InputError
-from algorithm.subtypes import Components, ReferenceComponents, find_components, normal_kld, paint, vote
+from algorithm.subtypes import Components, ReferenceComponents, VoteRules, find_components, normal_kld, paint, vote
 
 
 def components(volume_ml, mean_hu, sd_hu) -> Components:
@@ -95,3 +95,22 @@ def test_bad_tables_are_refused(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(InputError, match=message):
         ReferenceComponents.read(path)
+
+
+def test_rules_decide_who_votes_and_how():
+    """Nearest in distribution is one mixed lesion, then two of ground-glass."""
+    rows = [(1, -500, 50, 3), (1, -520, 50, 1), (1, -530, 50, 1)]
+    one = components([1], [-500], [50])
+    assert vote(one, reference(rows), VoteRules(voters=1)).tolist() == [3]
+    assert vote(one, reference(rows), VoteRules(voters=3, weights="rank")).tolist() == [3]  # 3 : 2 + 1, the best wins
+    assert vote(one, reference(rows), VoteRules(voters=3, weights="equal")).tolist() == [1]
+    assert vote(one, reference([(2, -500, 50, 3), (1, -800, 50, 1)]), VoteRules(shortlist=1)).tolist() == [1]
+
+
+def test_divergence_can_be_taken_the_other_way():
+    """KL((0, 10) || (0, 30)) = ln 3 + 1/18 - 1/2 = 0.65, the other way -ln 3 + 9/2 - 1/2 = 2.90; for (15, 10) it is
+    1.125 both ways."""
+    rows = [(1, 0, 30, 1), (1, 15, 10, 2)]
+    one = components([1], [0], [10])
+    assert vote(one, reference(rows), VoteRules(voters=1)).tolist() == [1]
+    assert vote(one, reference(rows), VoteRules(voters=1, divergence="reference||component")).tolist() == [2]

@@ -1,109 +1,87 @@
-"""A platform in memory that honours the signatures of gcapi's client."""
+"""The stand-in for the platform, and scans to send to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from batch.cases import Case, pair_cases
-from batch.connection import Connection
+from batch.cases import find_cases
+from batch.connection import TOKEN_VARIABLE, Connection
 from batch.jobs import Batch
 from batch.manifest import Manifest
 
-SLUG = "covid-lesions"
+
+def _load_standin() -> ModuleType:
+    """The package of the stand-in; there are no importable packages under test/."""
+    folder = Path(__file__).with_name("standin")
+    spec = importlib.util.spec_from_file_location(
+        "batch_standin", folder / "server.py", submodule_search_locations=[str(folder)]
+    )
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-class RefusedError(Exception):
-    """Stands for an HTTP error that carries the platform's answer."""
-
-    def __init__(self, text: str, status_code: int = 400) -> None:
-        super().__init__("Client error for url 'https://example.org?signature=secret'")
-        self.response = SimpleNamespace(status_code=status_code, text=text)
+@pytest.fixture(scope="session")
+def standin() -> ModuleType:
+    return _load_standin()
 
 
-@dataclass
-class SocketValue:
-    """As gcapi.SocketValueSpec: one file a socket."""
-
-    socket_slug: str
-    file: Path
-
-
-def socket(slug: str, relative_path: str = "", super_kind: str = "Image") -> SimpleNamespace:
-    return SimpleNamespace(slug=slug, relative_path=relative_path, super_kind=super_kind)
-
-
-LESIONS = socket("covid-19-lesion-segmentation", "images/covid-19-lesion-segmentation")
-REPORT = socket("results", "results.json", "File")
-
-
-@dataclass
-class FakePlatform:
-    """Runs every job in `steps` polls. `endings` gives a case another last status than Succeeded."""
-
-    steps: int = 2
-    endings: dict[str, str] = field(default_factory=dict)
-    input_slugs: tuple[str, ...] = ("ct-image", "pulmonary-lobes")
-    refusals: list[BaseException | None] = field(default_factory=list)  # of the next starts, in order
-    silent_polls: int = 0
-    broken_downloads: int = 0
-    started: list[str] = field(default_factory=list)
-    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    most_active: int = 0
-
-    def __post_init__(self) -> None:
-        self.algorithms = SimpleNamespace(detail=self._algorithm)
-        self.algorithm_jobs = SimpleNamespace(detail=self._job)
-
-    def _algorithm(self, pk: str | None = None, api_url: str | None = None, **params: Any) -> SimpleNamespace:
-        if params != {"slug": SLUG}:
-            raise RefusedError("not found", 404)
-        inputs = [socket(slug) for slug in self.input_slugs]
-        return SimpleNamespace(interfaces=[SimpleNamespace(inputs=inputs, outputs=[LESIONS, REPORT])])
-
-    def start_algorithm_job(self, *, algorithm_slug: str, inputs: list[SocketValue]) -> SimpleNamespace:
-        refusal = self.refusals.pop(0) if self.refusals else None
-        if refusal is not None:
-            raise refusal
-        files = {value.socket_slug: value.file for value in inputs}
-        assert set(files) == {"ct-image", "pulmonary-lobes"}
-        assert files["ct-image"].stem == files["pulmonary-lobes"].stem
-        pk = f"job-{len(self.jobs)}"
-        self.started.append(files["ct-image"].stem)
-        self.jobs[pk] = {"case": files["ct-image"].stem, "left": self.steps}
-        self.most_active = max(self.most_active, sum(job["left"] > 0 for job in self.jobs.values()))
-        return SimpleNamespace(pk=pk, inputs=[], status="Queued")
-
-    def _job(self, pk: str | None = None, api_url: str | None = None, **params: Any) -> SimpleNamespace:
-        if self.silent_polls > 0:
-            self.silent_polls -= 1
-            raise RefusedError("gateway", 500)
-        job = self.jobs[pk or ""]
-        job["left"] = max(0, job["left"] - 1)
-        status = "Executing" if job["left"] else self.endings.get(job["case"], "Succeeded")
-        outputs = [SimpleNamespace(interface=LESIONS), SimpleNamespace(interface=REPORT)]
-        return SimpleNamespace(pk=pk, url=f"https://example.org/jobs/{pk}/", status=status, outputs=outputs)
-
-    def download_socket_value(self, value: SimpleNamespace, *, output_directory: Path) -> None:
-        path = output_directory / value.interface.relative_path
-        if value.interface.super_kind == "Image":
-            path = path / "uuid.mha"
-        elif self.broken_downloads > 0:
-            self.broken_downloads -= 1
-            raise RefusedError("gone", 410)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            file.write(b"output")
+@pytest.fixture(scope="session")
+def _server(standin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
+    certificate, key = standin.make_certificate(tmp_path_factory.mktemp("certificate"))
+    with standin.Platform(certificate, key).serving() as platform:
+        yield platform, certificate
 
 
 @pytest.fixture
-def platform() -> FakePlatform:
-    return FakePlatform()
+def platform(_server, monkeypatch, standin) -> Iterator[Any]:
+    """The stand-in, whose certificate the client is told to trust."""
+    platform, certificate = _server
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setattr("batch.connection.FIRST_DELAY_S", 0.001)
+    yield platform
+    platform.accounts.clear()
+    platform.lowest_version = platform.latest_version
+
+
+@pytest.fixture
+def account(platform, monkeypatch) -> Iterator[Any]:
+    """The account of the token in the environment; the requests must have had the shape that the platform demands."""
+    monkeypatch.setenv(TOKEN_VARIABLE, "token-of-the-tests")
+    account = platform.account("token-of-the-tests")
+    yield account
+    assert account.breaches == []
+
+
+@pytest.fixture
+def connection(platform, account) -> Iterator[Connection]:
+    with Connection(platform.url) as connection:
+        yield connection
+
+
+def write_scan(path: Path, *, seed: int = 0, labels: bool = False) -> Path:
+    """A CT, or a lobe mask on its grid, of 3 x 4 x 5 voxels."""
+    array = np.random.default_rng(seed).integers(-1000, 100, (3, 4, 5)).astype(np.int16)
+    image = sitk.GetImageFromArray((array % 6).astype(np.uint8) if labels else array)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-10.5, 20.25, -300.0))
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+@pytest.fixture
+def scan() -> Callable[..., Path]:
+    return write_scan
 
 
 @pytest.fixture
@@ -116,27 +94,51 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def write_cases(inputs: dict[str, Path]):
-    """Write the files of some cases and pair them."""
+def write_cases(inputs: dict[str, Path]) -> Callable[[Iterable[str]], None]:
+    """Write the files of some cases."""
 
-    def write(names: Iterable[str]) -> list[Case]:
+    def write(names: Iterable[str]) -> None:
         for name in names:
             for kind, folder in inputs.items():
-                (folder / f"{name}.mha").write_text(f"{kind} of {name}")
-        return pair_cases(**inputs)
+                write_scan(folder / f"{name}.mha", seed=sum(name.encode()), labels=kind == "lobes")
 
     return write
 
 
 @pytest.fixture
-def open_batch(tmp_path: Path, platform: FakePlatform):
-    """A batch on the output folder as its manifest has it, with the cases planned."""
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
 
-    def open_(cases: list[Case], *, retry_failed: bool = False) -> Batch:
-        folder = tmp_path / "out"
-        folder.mkdir(exist_ok=True)
-        manifest = Manifest.load_or_new(folder, algorithm=SLUG)
-        manifest.plan(cases, retry_failed=retry_failed)
-        return Batch(Connection(platform, SocketValue, (RefusedError,)), manifest, folder)
+
+@pytest.fixture
+def open_batch(out, inputs, connection, platform, standin) -> Callable[..., Batch]:
+    """A batch on the output folder as its manifest has it, with the cases planned; its waits are kept in `delays`."""
+
+    def open_(*, retry: bool = False) -> Batch:
+        manifest = Manifest.load_or_new(out, platform=platform.url, algorithm=standin.SLUG)
+        manifest.plan(find_cases(inputs["scans"], inputs["lobes"]), out)
+        if retry:
+            manifest.retry([])
+        delays: list[float] = []
+        batch = Batch(connection, manifest, out, sleep=delays.append)
+        batch.delays = delays
+        return batch
 
     return open_
+
+
+@pytest.fixture
+def require_home() -> Callable[[Batch, Iterable[str]], None]:
+    """Checks that every case has its outputs, and that the manifest on disk knows it."""
+
+    def require(batch: Batch, names: Iterable[str]) -> None:
+        records = Manifest.load(batch.folder).cases
+        assert records == batch.manifest.cases
+        for name in names:
+            assert (records[name].status, records[name].error) == ("Succeeded", None)
+            assert set(records[name].outputs) == {"lesions.mha", "severity.json"}
+            assert json.loads((batch.folder / name / "severity.json").read_text())["total_score"] == 15
+
+    return require

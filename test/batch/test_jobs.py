@@ -1,195 +1,186 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from batch.errors import InputError
 from batch.jobs import FIRST_DELAY_S, LONGEST_DELAY_S, MOST_ACTIVE_JOBS
-from batch.manifest import Manifest
+from batch.manifest import HERE
+from batch.results import CASE_FILE, write_case_file
 
 NAMES = ["a", "b", "c"]
+JOBS = "/api/v1/algorithms/jobs/"
+UPLOADS = "/api/v1/uploads/"
 
 
-@pytest.fixture
-def refused(open_batch):
-    """The error type that the fake platform raises."""
-    return open_batch([]).connection.errors[0]
-
-
-def test_runs_every_case_and_fetches_its_outputs(write_cases, open_batch, platform) -> None:
-    delays: list[float] = []
-    cases = write_cases(NAMES)
-    batch = open_batch(cases)
-    batch.run(cases, sleep=delays.append)
-    assert platform.started == NAMES
-    for name in NAMES:
-        record = Manifest.load(batch.folder).cases[name]
-        assert (record.status, record.error) == ("Succeeded", None)
-        assert record.outputs == ["images/covid-19-lesion-segmentation/uuid.mha", "results.json"]
-        assert all((batch.folder / name / output).read_bytes() == b"output" for output in record.outputs)
+def test_runs_every_case_and_fetches_its_outputs(write_cases, open_batch, account, require_home) -> None:
+    write_cases(NAMES)
+    batch = open_batch()
+    batch.run()
+    require_home(batch, NAMES)
+    assert account.uploaded_cases() == NAMES
+    assert [job.names["ct-image"][:1] for job in account.jobs.values()] == NAMES
     assert sorted(path.name for path in batch.folder.iterdir()) == [*NAMES, "manifest.json"]
-    assert delays == [FIRST_DELAY_S]
+    assert sorted(path.name for path in (batch.folder / "a").iterdir()) == [CASE_FILE, "lesions.mha", "severity.json"]
+    assert batch.delays == [FIRST_DELAY_S] * 2
 
 
-def test_never_more_than_sixteen_active_jobs(write_cases, open_batch, platform) -> None:
-    cases = write_cases([f"case{number:02}" for number in range(40)])
-    open_batch(cases).run(cases, sleep=lambda seconds: None)
-    assert len(platform.started) == 40
-    assert platform.most_active == MOST_ACTIVE_JOBS
+def test_asks_for_a_job_as_the_client_itself_does(write_cases, open_batch, account, connection, inputs) -> None:
+    from gcapi import SocketValueSpec
+
+    write_cases(["a"])
+    open_batch().run()
+    files = {"ct-image": inputs["scans"] / "a.mha", "pulmonary-lobes": inputs["lobes"] / "a.mha"}
+    specs = [SocketValueSpec(socket_slug=slug, file=file) for slug, file in files.items()]
+    connection._client.start_algorithm_job(algorithm_slug="covid-lesions", inputs=specs)
+    ours, theirs = (json.loads(body) for method, path, body in account.requests if (method, path) == ("POST", JOBS))
+    for values in (ours["inputs"], theirs["inputs"]):
+        for value in values:
+            assert len(value.pop("user_uploads")) == 1
+    assert ours == theirs
 
 
-def test_waits_longer_while_nothing_happens(write_cases, open_batch, platform) -> None:
-    delays: list[float] = []
-    platform.steps = 12
-    cases = write_cases(["a"])
-    open_batch(cases).run(cases, sleep=delays.append)
-    assert delays[:3] == [FIRST_DELAY_S, 1.5 * FIRST_DELAY_S, 2.25 * FIRST_DELAY_S]
-    assert delays[-1] == LONGEST_DELAY_S
+def test_never_more_than_sixteen_active_jobs(write_cases, open_batch, account, require_home) -> None:
+    names = [f"case{number:02}" for number in range(20)]
+    write_cases(names)
+    batch = open_batch()
+    batch.run()
+    require_home(batch, names)
+    assert account.peak == MOST_ACTIVE_JOBS
+    assert account.breaches == []
 
 
-def test_finished_cases_are_not_run_again(write_cases, open_batch, platform) -> None:
-    cases = write_cases(["a"])
-    open_batch(cases).run(cases, sleep=lambda seconds: None)
-    cases = write_cases(["a", "b"])
-    open_batch(cases).run(cases, sleep=lambda seconds: None)
-    assert platform.started == ["a", "b"]
+def test_waits_longer_while_nothing_happens(write_cases, open_batch, account) -> None:
+    account.statuses = ("Executing",) * 12
+    write_cases(["a"])
+    batch = open_batch()
+    batch.run()
+    assert batch.delays[:3] == [FIRST_DELAY_S, 1.5 * FIRST_DELAY_S, 2.25 * FIRST_DELAY_S]
+    assert batch.delays[-1] == LONGEST_DELAY_S
 
 
-def test_goes_on_with_its_jobs_after_a_stop(write_cases, open_batch, platform) -> None:
-    def stop(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    cases = write_cases(NAMES)
-    with pytest.raises(KeyboardInterrupt):
-        open_batch(cases).run(cases, sleep=stop)
-    again = open_batch(cases)
-    assert [record.job for record in again.manifest.cases.values()] == ["job-0", "job-1", "job-2"]
-    again.run(cases, sleep=stop)
-    assert platform.started == NAMES
-    assert all(record.is_finished for record in again.manifest.cases.values())
+def test_finished_cases_are_not_run_again(write_cases, open_batch, account) -> None:
+    write_cases(["a"])
+    open_batch().run()
+    write_cases(["b"])
+    open_batch().run()
+    assert account.uploaded_cases() == ["a", "b"]
 
 
-def test_the_manifest_knows_each_job_before_the_next_starts(write_cases, open_batch, platform) -> None:
-    platform.refusals = [None, KeyboardInterrupt()]
-    cases = write_cases(NAMES)
-    batch = open_batch(cases)
-    with pytest.raises(KeyboardInterrupt):
-        batch.run(cases)
-    assert [record.job for record in Manifest.load(batch.folder).cases.values()] == ["job-0", None, None]
+def test_results_that_are_gone_are_fetched_again(write_cases, open_batch, account, require_home) -> None:
+    write_cases(["a"])
+    batch = open_batch()
+    batch.run()
+    for path in (batch.folder / "a").iterdir():
+        path.unlink()
+    (batch.folder / "a").rmdir()
+    again = open_batch()
+    again.run()
+    require_home(again, ["a"])
+    assert len(account.jobs) == 1
 
 
-def test_a_failed_job_is_recorded_and_only_retried_on_request(write_cases, open_batch, platform) -> None:
-    platform.endings = {"b": "Failed"}
-    cases = write_cases(NAMES)
-    batch = open_batch(cases)
-    batch.run(cases, sleep=lambda seconds: None)
-    assert batch.manifest.cases["b"].error == "Failed, see https://example.org/jobs/job-1/"
+def test_cases_computed_here_are_not_sent(write_cases, open_batch, account) -> None:
+    write_cases(["a", "b"])
+    batch = open_batch()
+    folder = batch.folder / "a"
+    folder.mkdir()
+    (folder / "severity.json").write_text("{}")
+    write_case_file(folder, computed="here", inputs=batch.manifest.cases["a"].inputs)
+    batch = open_batch()
+    batch.run()
+    assert account.uploaded_cases() == ["b"]
+    assert batch.manifest.cases["a"].status == HERE
+    assert set(batch.manifest.cases["a"].outputs) == {"severity.json"}
+
+
+def test_a_failed_job_is_recorded_and_only_retried_on_request(write_cases, open_batch, account, require_home) -> None:
+    account.endings = {"b": "Failed", "c": "Cancelled"}
+    write_cases(NAMES)
+    batch = open_batch()
+    batch.run()
+    assert batch.manifest.cases["b"].error.startswith("Failed, see https://")
+    assert batch.manifest.cases["c"].error.startswith("Cancelled, see https://")
     assert not (batch.folder / "b").exists()
-    open_batch(cases).run(cases, sleep=lambda seconds: None)
-    assert platform.started == NAMES
-    platform.endings = {}
-    retried = open_batch(cases, retry_failed=True)
-    retried.run(cases, sleep=lambda seconds: None)
-    assert platform.started == [*NAMES, "b"]
-    assert retried.manifest.cases["b"].is_finished
+    open_batch().run()
+    assert len(account.jobs) == 3
+    account.endings = {}
+    retried = open_batch(retry=True)
+    retried.run()
+    require_home(retried, NAMES)
+    assert retried.manifest.cases["b"].earlier_jobs == ["job-2"]
+    assert account.uploaded_cases() == [*NAMES, "b", "c"]
 
 
-def test_no_room_is_waited_for_without_another_upload(write_cases, open_batch, platform, refused) -> None:
-    platform.steps = 5
-    platform.refusals = [None, refused("You have too many active jobs")]
-    cases = write_cases(["a", "b"])
-    events: list[str] = []
-    start = platform.start_algorithm_job
-    platform.start_algorithm_job = lambda **arguments: (events.append("upload"), start(**arguments))[1]
-    open_batch(cases).run(cases, sleep=lambda seconds: events.append("wait"))
-    assert events == ["upload", "upload", *["wait"] * 4, "upload", *["wait"] * 4]
-    assert platform.started == ["a", "b"]
+def test_a_scan_that_is_no_ct_is_not_sent(write_cases, open_batch, account, inputs, require_home) -> None:
+    write_cases(NAMES)
+    (inputs["scans"] / "b.mha").write_text("not a scan")
+    batch = open_batch()
+    batch.run()
+    require_home(batch, ["a", "c"])
+    assert batch.manifest.cases["b"].error.startswith(f"not sent: {inputs['scans']}/b.mha: cannot be read")
+    assert account.uploaded_cases() == ["a", "c"]
 
 
-def test_no_room_at_all_ends_the_run(write_cases, open_batch, platform, refused) -> None:
-    platform.refusals = [refused("too many active jobs")]
-    cases = write_cases(["a"])
-    with pytest.raises(InputError, match="no room: HTTP 400: too many active jobs; wait for your other jobs"):
-        open_batch(cases).run(cases)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_folder_that_is_there_already_is_not_overwritten(write_cases, open_batch, account, late) -> None:
+    write_cases(["a"])
+    batch = open_batch()
 
+    def make_folder(case: str) -> dict[str, bytes]:
+        (batch.folder / case).mkdir()
+        (batch.folder / case / "mine").write_text("mine")
+        return {"covid-19-severity": b"{}"}
 
-def test_a_refused_start_leaves_the_others_alone_and_is_tried_again(write_cases, open_batch, platform, refused) -> None:
-    platform.refusals = [None, refused("bad\nimage")]
-    cases = write_cases(NAMES)
-    batch = open_batch(cases)
-    batch.run(cases, sleep=lambda seconds: None)
-    assert platform.started == ["a", "c"]
-    assert batch.manifest.cases["b"].error == "not started: HTTP 400: bad image"
-    again = open_batch(cases)
-    again.run(cases, sleep=lambda seconds: None)
-    assert platform.started == ["a", "c", "b"]
-    assert again.manifest.cases["b"].is_finished
-
-
-def test_three_refusals_in_a_row_stop_the_uploads(write_cases, open_batch, platform, refused) -> None:
-    platform.refusals = [None, *[refused("no credits")] * 3]
-    cases = write_cases("abcdef")
-    batch = open_batch(cases)
-    batch.run(cases, sleep=lambda seconds: None)
-    assert platform.started == ["a"]
-    assert batch.manifest.cases["a"].is_finished
-    assert [name for name, record in batch.manifest.cases.items() if record.error] == ["b", "c", "d"]
-
-
-def test_an_interrupted_download_leaves_nothing_and_is_tried_again(write_cases, open_batch, platform) -> None:
-    platform.broken_downloads = 1
-    cases = write_cases(["a"])
-    batch = open_batch(cases)
-    batch.run(cases, sleep=lambda seconds: None)
-    assert batch.manifest.cases["a"].error == "not fetched: HTTP 410: gone"
-    assert [path.name for path in batch.folder.iterdir()] == ["manifest.json"]
-    again = open_batch(cases)
-    again.run(cases)
-    assert platform.started == ["a"]
-    assert again.manifest.cases["a"].is_finished
-    assert again.manifest.cases["a"].error is None
-
-
-def test_outputs_that_are_there_already_are_not_overwritten(write_cases, open_batch) -> None:
-    cases = write_cases(["a"])
-    batch = open_batch(cases)
-    (batch.folder / "a").mkdir()
-    batch.run(cases, sleep=lambda seconds: None)
+    if late:
+        account.compute = make_folder
+    else:
+        make_folder("a")
+    batch.run()
     assert "is there already; move it away" in batch.manifest.cases["a"].error
-    assert list((batch.folder / "a").iterdir()) == []
+    assert len(account.jobs) == late
+    assert [path.name for path in (batch.folder / "a").iterdir()] == ["mine"]
 
 
-def test_a_few_silent_polls_are_sat_out(write_cases, open_batch, platform) -> None:
-    platform.silent_polls = 9
-    cases = write_cases(["a"])
-    batch = open_batch(cases)
-    batch.run(cases, sleep=lambda seconds: None)
-    assert batch.manifest.cases["a"].is_finished
+def test_outputs_of_other_sockets_keep_their_paths(write_cases, open_batch, account, standin) -> None:
+    account.compute = lambda case: {"covid-19-ct-severity-score": 7} | standin.example_outputs(case)
+    write_cases(["a"])
+    batch = open_batch()
+    batch.run()
+    assert (batch.folder / "a" / "covid-19-ct-severity-score.json").read_text() == "7"
 
 
-def test_a_silent_platform_ends_the_run(write_cases, open_batch, platform) -> None:
-    platform.silent_polls = 10
-    cases = write_cases(["a"])
-    batch = open_batch(cases)
-    with pytest.raises(InputError, match="no answer in 10 rounds; run again to go on"):
-        batch.run(cases, sleep=lambda seconds: None)
-    assert Manifest.load(batch.folder).cases["a"].job == "job-0"
+def test_a_job_without_outputs_is_an_error(write_cases, open_batch, account) -> None:
+    account.compute = lambda case: {}
+    write_cases(["a"])
+    batch = open_batch()
+    batch.run()
+    assert batch.manifest.cases["a"].error.startswith("no outputs, see https://")
 
 
 @pytest.mark.parametrize(
-    ("slugs", "message"),
-    [(("ct-image",), "got inputs ct-image, expected ct-image, pulmonary-lobes"), ((), "got inputs none")],
+    ("interfaces", "message"),
+    [
+        ([("ct-image",)], r"got the inputs {ct-image, pulmonary-lobes} for case a, expected {ct-image}$"),
+        ([], "expected nothing"),
+        ([("covid-19-severity",), ("ct-image",)], r"expected {covid-19-severity} or {ct-image}"),
+    ],
 )
-def test_refuses_an_algorithm_with_other_inputs(write_cases, open_batch, platform, slugs, message) -> None:
-    platform.input_slugs = slugs
-    cases = write_cases(["a"])
+def test_refuses_an_algorithm_with_other_inputs(write_cases, open_batch, account, interfaces, message) -> None:
+    account.interfaces = interfaces
+    write_cases(["a"])
+    batch = open_batch()
     with pytest.raises(InputError, match=message):
-        open_batch(cases).run(cases)
-    assert platform.started == []
+        batch.run()
+    assert account.uploaded() == []
+    assert not (batch.folder / "manifest.json").exists()
 
 
 def test_refuses_an_unknown_algorithm(write_cases, open_batch) -> None:
-    cases = write_cases(["a"])
-    batch = open_batch(cases)
+    write_cases(["a"])
+    batch = open_batch()
     batch.manifest.algorithm = "other"
-    with pytest.raises(InputError, match="algorithm other: not found, or not open to you: HTTP 404"):
-        batch.run(cases)
+    with pytest.raises(InputError, match="algorithm other: not found, or not open to you; take the slug from"):
+        batch.run()
+    assert not (batch.folder / "manifest.json").exists()

@@ -1,86 +1,199 @@
 from __future__ import annotations
 
+import logging
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
 import batch.__main__ as main
-from batch.manifest import Manifest
+from batch.connection import TOKEN_VARIABLE
+from batch.manifest import Manifest, only_process
 
 
 @pytest.fixture
-def command(monkeypatch, open_batch, inputs, tmp_path):
-    """Run a command against the fake platform; with one step a job there is nothing to wait for."""
-    connection = open_batch([]).connection
-    (tmp_path / "out").rmdir()
-    monkeypatch.setattr(main, "connect", lambda: connection)
-    folders = ["--scans", str(inputs["scans"]), "--lobes", str(inputs["lobes"])]
+def command(monkeypatch, account, platform, inputs, tmp_path, standin):
+    """Run a command against the stand-in, with short waits."""
+    monkeypatch.setattr("batch.jobs.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("batch.jobs.LONGEST_DELAY_S", 0.001)
+    before = logging.getLogger().handlers[:]
 
-    def invoke(name: str, *options: str):
-        given = ["--algorithm", "covid-lesions", *folders] if name == "run" else []
-        arguments = [name, *given, "--out", str(tmp_path / "out"), *options]
-        return CliRunner().invoke(main.app, arguments, env={"COLUMNS": "200"})
+    def invoke(name: str, *options: object, scans: bool = True):
+        given = ["--algorithm", standin.SLUG, "--platform", platform.url] if name == "run" else []
+        folders = ["--scans", inputs["scans"], "--lobes", inputs["lobes"]] if name == "run" and scans else []
+        arguments = [name, *given, *folders, "--out", tmp_path / "out", *options]
+        return CliRunner().invoke(main.app, [str(word) for word in arguments], env={"COLUMNS": "250"})
 
-    return invoke
+    yield invoke
+    logging.getLogger().handlers[:] = before
 
 
-def test_run(command, write_cases, platform, tmp_path) -> None:
+def test_run(command, write_cases, account, tmp_path) -> None:
     write_cases(["a", "b"])
-    platform.steps = 1
     outcome = command("run")
     assert (outcome.exit_code, outcome.stderr) == (0, "")
-    assert "a: started job job-0" in outcome.stdout
-    assert (tmp_path / "out" / "b" / "results.json").is_file()
+    assert "a: job job-1" in outcome.stdout
+    assert (tmp_path / "out" / "b" / "severity.json").is_file()
+    assert (tmp_path / "out" / "severity.csv").read_text().count("\n") == 3
+    assert (tmp_path / "out" / "cohort.png").is_file()
 
 
-def test_run_lists_failures_and_fails(command, write_cases, platform) -> None:
+def test_run_without_lobes(command, write_cases, account, inputs) -> None:
+    write_cases(["a"])
+    assert command("run", "--scans", inputs["scans"], scans=False).exit_code == 0
+    assert [job.names.keys() for job in account.jobs.values()] == [{"ct-image"}]
+    account.interfaces = [("ct-image", "pulmonary-lobes")]
+    write_cases(["b"])
+    outcome = command("run", "--scans", inputs["scans"], scans=False)
+    assert outcome.exit_code == 1
+    assert "expected {ct-image, pulmonary-lobes}; give --lobes\n" in outcome.stderr
+
+
+def test_run_over_an_archive_uploads_nothing(command, account, tmp_path, platform) -> None:
+    images = [{"ct-image": account.add_image(f"{name}.mha", b"")} for name in "ab"]
+    titles = ["one", "two"]
+    account.archives = {
+        "cohort": [{"title": title, "images": image} for title, image in zip(titles, images, strict=True)]
+    }
+    outcome = command("run", "--archive", "cohort", scans=False)
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert account.uploaded() == []
+    assert [job.images for job in account.jobs.values()] == images
+    assert (tmp_path / "out" / "two" / "severity.json").is_file()
+
+
+def test_a_result_that_exists_already_is_fetched(command, account, tmp_path, platform, monkeypatch) -> None:
+    account.archives = {"cohort": [{"title": "one", "images": {"ct-image": account.add_image("a.mha", b"")}}]}
+    assert command("run", "--archive", "cohort", scans=False).exit_code == 0
+    (tmp_path / "out").rename(tmp_path / "before")
+    outcome = command("run", "--archive", "cohort", scans=False)
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert len(account.jobs) == 1
+    assert (tmp_path / "out" / "one" / "severity.json").is_file()
+
+
+def test_run_lists_failures_and_fails(command, write_cases, account) -> None:
     write_cases(["a", "b"])
-    platform.steps = 1
-    platform.endings = {"a": "Cancelled"}
+    account.endings = {"a": "Cancelled"}
     outcome = command("run")
     assert outcome.exit_code == 1
     assert outcome.stderr == "1 of 2 cases failed, 1 are without outputs; see above\n"
-    assert "Cancelled, see https://example.org/jobs/job-0/" in outcome.stdout
+    assert "Cancelled, see https://" in outcome.stdout
 
 
-def test_dry_run_connects_to_nothing_and_writes_nothing(command, write_cases, monkeypatch, tmp_path) -> None:
+def test_retry(command, write_cases, account, tmp_path) -> None:
     write_cases(["a", "b"])
-    monkeypatch.setattr(main, "connect", lambda: pytest.fail("connected"))
+    account.endings = {"a": "Failed"}
+    command("run")
+    outcome = command("retry", "b")
+    assert outcome.stderr == "b: got cases that did not fail, expected some of those that did (a)\n"
+    account.endings, account.algorithm_image = {}, "image-2"
+    outcome = command("retry")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert len(account.jobs) == 3
+    assert "Warning: 2 versions of the algorithm made these results" in outcome.stdout
+    outcome = command("retry")
+    assert "got no case whose job failed or was cancelled" in outcome.stderr
+
+
+def test_dry_run_connects_to_nothing_and_writes_nothing(command, write_cases, account, inputs, tmp_path, monkeypatch):
+    write_cases(["a", "b"])
+    (inputs["scans"] / "b.mha").write_text("no scan")
+    monkeypatch.setattr(main, "_connect", lambda url: pytest.fail("connected"))
     outcome = command("run", "--dry-run")
     assert outcome.exit_code == 0
-    assert outcome.stdout.count("Pending") == 2
+    assert "a_*_ct-image.mha" in outcome.stdout
+    assert "a_*_pulmonary-lobes.mha" in outcome.stdout
+    assert "b.mha: cannot be read" in outcome.stdout
     assert not (tmp_path / "out").exists()
 
 
-def test_status_shows_the_manifest(command, write_cases, open_batch, platform) -> None:
-    cases = write_cases(["a"])
-    batch = open_batch(cases)
-    platform.steps = 1
-    batch.run(cases)
+def test_status_shows_the_manifest(command, write_cases, monkeypatch) -> None:
+    write_cases(["a"])
+    command("run")
+    monkeypatch.setattr(main, "_connect", lambda url: pytest.fail("connected"))
     outcome = command("status")
     assert outcome.exit_code == 0
     assert "Succeeded" in outcome.stdout
 
 
-def test_fetch_asks_once(command, write_cases, open_batch, platform, tmp_path) -> None:
-    platform.steps = 3
-    cases = write_cases(["a"])
-    with pytest.raises(KeyboardInterrupt):
-        open_batch(cases).run(cases, sleep=interrupt)
-    outcome = command("fetch")
-    assert outcome.exit_code == 0
-    assert "Executing" in outcome.stdout
-    outcome = command("fetch")
-    assert outcome.exit_code == 0
+def test_fetch_asks_once(command, write_cases, account, standin, tmp_path) -> None:
+    account.statuses = ("Queued", "Executing")
+    account.faults = [standin.Fault("GET", "/api/v1/algorithms/jobs/job-1/", status=403, text="{}")]
+    write_cases(["a"])
+    assert command("run").exit_code == 1
+    for status in ("Queued", "Executing", "Succeeded"):
+        outcome = command("fetch")
+        assert outcome.exit_code == 0
+        assert status in outcome.stdout
     assert Manifest.load(tmp_path / "out").cases["a"].is_finished
+    assert (tmp_path / "out" / "severity.csv").is_file()
 
 
-def interrupt(seconds: float) -> None:
-    raise KeyboardInterrupt
+def test_collect(command, write_cases, account, tmp_path) -> None:
+    write_cases(["a"])
+    command("run")
+    (tmp_path / "out" / "severity.csv").unlink()
+    outcome = command("collect")
+    assert outcome.exit_code == 0
+    assert outcome.stdout.startswith("1 cases in ")
+    assert (tmp_path / "out" / "severity.csv").is_file()
 
 
-@pytest.mark.parametrize("name", ["status", "fetch"])
+def test_the_token_and_signatures_are_told_nowhere(command, write_cases, account, standin, tmp_path) -> None:
+    account.faults = [
+        standin.Fault("PUT", "/s3/"),
+        standin.Fault("GET", "/signed/", what="cut"),
+        standin.Fault("POST", "/api/v1/algorithms/jobs/", status=400, text="no credits"),
+    ]
+    write_cases(["a", "b"])
+    outcome = command("run")
+    assert "PUT request to https://" in outcome.stdout
+    assert outcome.exit_code == 1
+    everything = [outcome.output.encode(), *(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())]
+    for secret in (b"token-of-the-tests", b"Signature="):
+        assert not [content for content in everything if secret in content.replace(b"/s3/token-of-the-tests/", b"")]
+
+
+@pytest.mark.parametrize("name", ["status", "fetch", "retry", "collect"])
 def test_no_manifest_is_one_line(command, name) -> None:
     outcome = command(name)
     assert outcome.exit_code == 1
     assert outcome.stderr.count("\n") == 1
-    assert "manifest.json: got no such file" in outcome.stderr
+    assert "got no such file" in outcome.stderr or "got no case with severity.json" in outcome.stderr
+
+
+def test_no_token_and_a_wrong_one_are_one_line(command, write_cases, monkeypatch, tmp_path) -> None:
+    write_cases(["a"])
+    monkeypatch.setenv(TOKEN_VARIABLE, "of-nobody")
+    assert "refuses this token" in command("run").stderr
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    outcome = command("run")
+    assert (outcome.exit_code, outcome.stderr.count("\n")) == (1, 1)
+    assert outcome.stderr.startswith(f"{TOKEN_VARIABLE}: not set")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_an_unknown_algorithm_leaves_no_manifest(command, write_cases, tmp_path) -> None:
+    write_cases(["a"])
+    outcome = command("run", "--algorithm", "other")
+    assert outcome.stderr == "algorithm other: not found, or not open to you; take the slug from its web address\n"
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_missing_gcapi_is_one_line(command, write_cases, monkeypatch) -> None:
+    write_cases(["a"])
+    monkeypatch.delitem(sys.modules, "batch.connection")
+    monkeypatch.setitem(sys.modules, "gcapi", None)
+    assert command("run").stderr == "gcapi: not installed; pip install -r batch/requirements.txt\n"
+
+
+def test_two_commands_on_one_folder_are_refused(command, write_cases, tmp_path) -> None:
+    write_cases(["a"])
+    with only_process(tmp_path / "out"):
+        assert "another command is working on this folder" in command("run").stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--scans", "x", "--archive", "y")])
+def test_scans_or_an_archive(command, options) -> None:
+    assert "expected one of them" in command("run", *options, scans=False).stderr

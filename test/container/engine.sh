@@ -66,6 +66,6 @@ run_script() { in_image "$exec_image" python3 "$@"; }
 
 run_evaluation() {
   "$engine" run --rm "${isolation[@]}" --volume "$work/evaluation/input:/input:ro" --volume "$work/output:/output" \
-    --volume "$work/evaluation/ground_truth:/opt/ml/input/data/ground_truth:ro" "$evaluation_image"
+    --volume "$work/evaluation/ground_truth:/opt/ml/input/data/ground_truth:ro" "$evaluation_image" || return
   share_output "$evaluation_image"
 }

@@ -6,7 +6,7 @@ server_pid=
 
 prepare() {
   [ -x "$python" ] || die 'there is no .venv: run ./build.sh first'
-  printf 'no container engine: the case runs in .venv; the images, isolation and the evaluation are not tested\n'
+  printf 'no container engine: the case runs in .venv; the images and their isolation are not tested\n'
 }
 
 exec_case() {
@@ -31,3 +31,8 @@ stop_server() { [ -z "$server_pid" ] || kill "$server_pid" 2>/dev/null || true; 
 run_algorithm() { "$python" -m algorithm "$@"; }
 
 run_script() { "$python" "$@"; }
+
+run_evaluation() {
+  "$python" -m evaluation challenge --input "$work/evaluation/input" --output "$work/output" \
+    --ground-truth "$work/evaluation/ground_truth"
+}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
+from evaluation.workers import start_pool
 
 SPACING_XYZ_MM = (0.7, 0.8, 1.5)
 ORIGIN_XYZ_MM = (-12.5, 7.25, -300.0)
@@ -35,9 +38,16 @@ def lesion_mask(counts: dict[tuple[int, int], int]) -> np.ndarray:
 
 
 @pytest.fixture(autouse=True)
-def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting processes takes longer than judging these scans; the tests of several of them say so."""
-    monkeypatch.setenv("EVALUATION_MAX_WORKERS", "1")
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting processes takes longer than judging these scans; the tests of them ask for `in_processes`."""
+    monkeypatch.setattr("evaluation.workers.start_pool", lambda workers: ThreadPoolExecutor(1))
+
+
+@pytest.fixture
+def in_processes(_in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge in two processes, however many processors and however much memory there are."""
+    monkeypatch.setattr("evaluation.workers.start_pool", start_pool)
+    monkeypatch.setattr("evaluation.workers.worker_count", lambda tasks: 2)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from typer.testing import CliRunner
 
 import evaluation
 from evaluation.__main__ import app
-from evaluation.measures import MEASURES
 
 runner = CliRunner()
 
@@ -57,9 +57,14 @@ def test_a_whole_submission(judge, write_submission, predictions, key, suffix) -
     assert all(value is None or np.isfinite(value) for value in leaves(metrics["aggregates"]))
 
 
-def test_no_reference_score_is_written(judge, write_submission, predictions) -> None:
-    _, metrics = judge(write_submission([("a", predictions["a"]), ("b", predictions["b"])]))
-    assert set(metrics["results"][0]) == {"job", "case", *MEASURES, "lobe_percent_error"}
+def test_results_tell_nothing_of_the_reference_scores(judge, write_submission, predictions, reference) -> None:
+    submission = write_submission([("a", predictions["a"]), ("b", predictions["b"])])
+    _, metrics = judge(submission)
+    table = (reference / "reference.csv").read_text().replace("2,2,0,0,", "5,4,3,1,2").replace("0,0,0,0,1", "1,2,3,4,5")
+    (reference / "reference.csv").write_text(table)
+    _, others = judge(submission)
+    assert others["results"] == metrics["results"]
+    assert others["aggregates"]["kappa"] != metrics["aggregates"]["kappa"]
 
 
 def test_undefined_kappa_is_null(judge, write_submission, predictions, reference) -> None:
@@ -85,27 +90,54 @@ def test_the_keys_to_rank_on_that_the_readme_names(judge, write_submission, pred
         assert np.isfinite(value), key
 
 
-def test_processes_change_nothing(judge, write_submission, predictions, monkeypatch) -> None:
+def test_processes_change_nothing(judge, write_submission, predictions, request) -> None:
     submission = write_submission([("a", predictions["a"]), ("b", predictions["b"])])
     _, alone = judge(submission)
-    monkeypatch.setenv("EVALUATION_MAX_WORKERS", "2")
-    monkeypatch.setattr("evaluation.workers.memory_bytes", lambda: 64 << 30)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    request.getfixturevalue("in_processes")
     outcome, together = judge(submission)
-    assert "2 scans in 2 processes" in outcome.stdout
+    assert "2 scans, processes: 2" in outcome.stdout
     assert together == alone
 
 
-def test_a_failure_in_a_process_names_its_job_alone(judge, write_submission, write_mask, monkeypatch) -> None:
+def test_a_failure_in_a_process_names_its_job_alone(judge, write_submission, write_mask, in_processes) -> None:
     submission = write_submission([("a", EMPTY), ("b", EMPTY)])
     write_mask(next((submission / "job-1").rglob("*.mha")), EMPTY, shift_mm=2.0)
-    monkeypatch.setenv("EVALUATION_MAX_WORKERS", "2")
-    monkeypatch.setattr("evaluation.workers.memory_bytes", lambda: 64 << 30)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
     outcome = judge(submission)
     refused(outcome, "job job-1: the mask's grid is not its CT's")
     assert "-300" not in outcome[0].stderr
     assert "-300" in outcome[0].stdout
+
+
+def test_too_little_memory_names_the_job(judge, write_submission, monkeypatch) -> None:
+    def judge_job(task) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("evaluation.challenge.judge_job", judge_job)
+    refused(judge(write_submission([("a", EMPTY), ("b", EMPTY)])), "^job job-0: judging it takes more memory than")
+
+
+def test_a_submission_cannot_read_the_reference(judge, write_submission, predictions, reference) -> None:
+    submission = write_submission([("a", predictions["a"]), ("b", predictions["b"])])
+    mask = next((submission / "job-0").rglob("*.mha"))
+    place = f"HeaderSize = -1\nElementDataFile = {reference / 'secret-a.mha'}".encode()
+    mask.write_bytes(mask.read_bytes().replace(b"ElementDataFile = LOCAL", place))
+    refused(judge(submission), r"^job job-0: uuid-0.mha: got voxels in another file or place, expected ElementDataFile")
+
+
+def test_warnings_about_the_reference_stay_off_stderr(tmp_path, reference, write_submission, write_mask) -> None:
+    # Its two descriptions of the grid differ, which SimpleITK warns about with the file's path.
+    odd = write_mask(reference / "secret-a.nii", EMPTY)
+    content = bytearray(odd.read_bytes())
+    struct.pack_into("<f", content, 280, -1.4)
+    odd.write_bytes(content)
+    table = (reference / "reference.csv").read_text()
+    (reference / "reference.csv").write_text(table.replace("secret-a.mha", "secret-a.nii"))
+    submission = write_submission([("a", EMPTY), ("b", EMPTY)])
+    options = ["--input-dir", submission, "--ground-truth-dir", reference, "--output-dir", tmp_path / "output"]
+    command = [sys.executable, "-m", "evaluation", "challenge", *map(str, options)]
+    root = Path(evaluation.__file__).parents[1]
+    outcome = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100, check=False)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
 def test_another_limit_of_processes_is_the_organisers_affair(judge, write_submission, monkeypatch) -> None:

@@ -26,7 +26,7 @@ def test_two_methods(tmp_path, reference, methods) -> None:
     out = tmp_path / "out"
     outcome = runner.invoke(app, arguments(reference, methods, out))
     assert (outcome.exit_code, outcome.stderr) == (0, "")
-    assert "| good | **1.000** |" in outcome.stdout
+    assert "| good | **1.000\u00a0[2]** |" in outcome.stdout
     assert sorted(path.name for path in out.iterdir()) == FILES
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["methods"]["good"]["aggregates"]["iou"]["overall"]["mean"] == 1.0
@@ -110,9 +110,11 @@ def test_missing_and_ambiguous_masks(tmp_path, reference, methods, predictions, 
 
 def test_masks_of_other_cases_are_left_alone_and_said(tmp_path, reference, methods, predictions, write_mask) -> None:
     write_mask(methods["poor"] / "c.nii.gz", predictions["a"])
+    write_mask(methods["poor"] / "d" / "lesions.mha", predictions["a"])
+    (methods["poor"] / "notes").mkdir()
     outcome = runner.invoke(app, arguments(reference, methods, tmp_path / "out"))
     assert outcome.exit_code == 0
-    assert "method poor: 1 masks of other cases are left alone: c.nii.gz" in outcome.stdout
+    assert "method poor: 2 masks of other cases are left alone: c.nii.gz, d\n" in outcome.stdout
 
 
 def test_nifti_masks(tmp_path, reference, methods, predictions, write_mask) -> None:
@@ -143,12 +145,22 @@ def test_no_method(tmp_path, reference) -> None:
         compare_methods(reference_directory=reference, methods={}, out=tmp_path / "out")
 
 
-def test_processes_change_nothing(tmp_path, with_cts, methods, monkeypatch) -> None:
+def test_processes_change_nothing(tmp_path, with_cts, methods, request) -> None:
     compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / "one")
-    monkeypatch.setattr("evaluation.workers.worker_count", lambda tasks: 2)
+    request.getfixturevalue("in_processes")
     compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / "two")
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_nothing_is_written_when_the_report_fails(tmp_path, with_cts, methods, monkeypatch) -> None:
+    def html_report(*_) -> str:
+        raise InputError("no report")
+
+    monkeypatch.setattr("evaluation.compare.html_report", html_report)
+    with pytest.raises(InputError, match="no report"):
+        compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,29 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.files import write_json, write_text
+from evaluation.files import json_text, write_files
 
 
-def test_replaces_a_file_whole(tmp_path) -> None:
-    write_text(tmp_path / "a.txt", "old")
-    write_json(tmp_path / "a.txt", {"value": None})
-    assert (tmp_path / "a.txt").read_text() == '{\n  "value": null\n}\n'
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+def test_replaces_files_and_leaves_nothing_else(tmp_path) -> None:
+    out = tmp_path / "new" / "folder"
+    write_files(out, {"a.txt": "old", "b.txt": "old"})
+    write_files(out, {"a.txt": "new ±", "c.txt": ""})
+    assert {path.name: path.read_text("utf-8") for path in out.iterdir()} == {
+        "a.txt": "new ±",
+        "b.txt": "old",
+        "c.txt": "",
+    }
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_refuses_numbers_that_are_not_finite_and_keeps_the_old_file(tmp_path, value) -> None:
-    write_text(tmp_path / "a.json", "old")
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "a.json", {"deep": {"value": value}})
-    assert (tmp_path / "a.json").read_text() == "old"
+def test_all_files_or_none(tmp_path) -> None:
+    write_files(tmp_path, {"a.txt": "old"})
+    with pytest.raises(UnicodeEncodeError):
+        write_files(tmp_path, {"a.txt": "new", "b.txt": "\ud800"})
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_json_is_strict() -> None:
+    assert json_text({"value": None}) == '{\n  "value": null\n}\n'
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            json_text({"deep": {"value": value}})

@@ -117,8 +117,45 @@ def test_resamples_to_the_nearest_label_where_asked(tmp_path, write_mask) -> Non
     assert not read_mask(coarse, highest_label=3, grid=grid, resample=True).is_resampled
 
 
-def test_does_not_resample_a_mask_of_elsewhere(tmp_path, write_mask) -> None:
+@pytest.mark.parametrize("array", [ARRAY, np.zeros_like(ARRAY)], ids=["labels", "empty"])
+def test_does_not_resample_a_mask_of_elsewhere(tmp_path, write_mask, array) -> None:
     grid = read_mask(write_mask(tmp_path / "a.mha", ARRAY), highest_label=3).grid
-    far = write_mask(tmp_path / "b.mha", ARRAY, shift_mm=500.0)
+    far = write_mask(tmp_path / "b.mha", array, shift_mm=500.0)
     with pytest.raises(GridMismatchError, match=r"b.mha: got .*\(487.5, 507.25, 200\)"):
         read_mask(far, highest_label=3, grid=grid, resample=True)
+
+
+def test_a_voxel_that_falls_between_those_of_the_reference_vanishes(tmp_path, write_mask) -> None:
+    fine = np.zeros((2, 3, 4), dtype=np.uint8)
+    fine[0, 0, 1] = 1
+    path = write_mask(tmp_path / "fine.mha", fine, spacing=(0.5, 0.5, 0.5))
+    grid = read_mask(path, highest_label=3).grid
+    coarse = Grid((1, 1, 1), (2.0, 2.0, 2.0), grid.origin_xyz_mm, grid.direction)
+    resampled = read_mask(path, highest_label=3, grid=coarse, resample=True)
+    assert (resampled.array.tolist(), resampled.is_resampled) == ([[[0]]], True)
+
+
+TURNED = (np.sqrt(0.5), -np.sqrt(0.5), 0, np.sqrt(0.5), np.sqrt(0.5), 0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("origin", "direction", "expected"),
+    [
+        ((9.9, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1), True),
+        ((10.1, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1), False),
+        ((0, 0, -10.1), (1, 0, 0, 0, 1, 0, 0, 0, 1), False),
+        # A square of 10 mm on its corner, centre 14.14 / 2 from it: along x its corner reaches 5 + 7.07 mm.
+        ((12.0, 0, 0), TURNED, True),
+        ((12.2, 0, 0), TURNED, False),
+        # Along the diagonal its side lies 5 mm from its centre and our corner 7.07 mm from ours, so they part at
+        # 12.07 mm, 8.54 along each axis, where along x and y both still overlap.
+        ((8.4, 8.4, 0), TURNED, True),
+        ((8.7, 8.7, 0), TURNED, False),
+    ],
+)
+def test_whether_boxes_overlap(origin, direction, expected) -> None:
+    # One voxel of 10 mm each: its centre is the origin.
+    here = Grid((1, 1, 1), (10, 10, 10), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    there = Grid((1, 1, 1), (10, 10, 10), origin, direction)
+    assert here.overlaps(there) is expected
+    assert there.overlaps(here) is expected

@@ -41,8 +41,9 @@ def test_by_hand() -> None:
 
 def test_a_scan_without_a_value_is_left_out_on_both_sides() -> None:
     test = by_pair()["one", "two", "mixed"]
-    assert (test["n"], test["p"], test["p_bonferroni"]) == (2, 0.5, 1.0)
-    assert by_pair()["two", "three", "mixed"]["n"] == 0
+    assert (test["n"], test["n_left_out"], test["p"], test["p_bonferroni"]) == (2, 1, 0.5, 1.0)
+    assert (by_pair()["two", "three", "mixed"]["n"], by_pair()["two", "three", "mixed"]["n_left_out"]) == (0, 3)
+    assert by_pair()["one", "two", "overall"]["n_left_out"] == 0
 
 
 def test_against_one_method() -> None:

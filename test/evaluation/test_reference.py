@@ -41,7 +41,10 @@ def test_total_and_ct_may_be_left_out(reference) -> None:
 
 
 def test_scores_may_be_written_as_floats_and_other_columns_stay(tmp_path) -> None:
-    (tmp_path / "reference.csv").write_text(f"{HEADER},split\na,l.mha,o.mha,1.0,,0,5,3,test\n", encoding="utf-8-sig")
+    text = (
+        f"{HEADER},split,,\na,l.mha,o.mha,1.0,,0,5,3,test,,\n"  # two columns without a name, as spreadsheets leave them
+    )
+    (tmp_path / "reference.csv").write_text(text, encoding="utf-8-sig")
     assert read_reference(tmp_path)["a"].scores == {"lul": 1, "lll": None, "rul": 0, "rll": 5, "rml": 3}
 
 
@@ -50,6 +53,8 @@ def test_scores_may_be_written_as_floats_and_other_columns_stay(tmp_path) -> Non
     [
         ("case,lesions,lobes,lul,lll,rul,rll\n", "got no column rml"),
         (HEADER + "\n", "got no case"),
+        (HEADER + ",lul\na,l,o,1,1,1,1,1,2\n", "got several columns lul, expected one of each"),
+        (HEADER + ",total,total\na,l,o,1,1,1,1,1,5,5\n", "got several columns total"),
         (HEADER + "\na,l,o,1,1,1,1,1\na.mha,l,o,1,1,1,1,1\n", "case a is listed twice"),
         (HEADER + "\na,l,o,1,1,1,1,6\n", "case a: rml: got '6', expected 0 to 5"),
         (HEADER + "\na,l,o,1,1,1,1,-1\n", "case a: rml: got '-1', expected 0 to 5"),

@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import norm, rankdata, wilcoxon
+from scipy.stats import norm, rankdata
 
 from evaluation.errors import InputError
 from evaluation.significance import bonferroni, wilcoxon_signed_rank
@@ -61,12 +61,19 @@ def test_p_of_many_pairs_against_the_normal_approximation() -> None:
     assert wilcoxon_signed_rank(differences, np.zeros(90)).p == pytest.approx(2 * norm.sf(abs(z)))
 
 
-def test_p_against_scipy() -> None:
+@pytest.mark.parametrize(("n", "shift"), [(30, 0.1), (50, 0.0)])
+def test_p_of_many_pairs_without_ties_against_counting(n, shift) -> None:
+    # Each rank from 1 to n is in the sum or not: how many of the 2^n ways give each sum, by adding one rank at a time.
     rng = np.random.default_rng(4)
-    first, second = rng.random(30), rng.random(30)
+    first, second = rng.random(n) + shift, rng.random(n)
+    ways = [1] + [0] * (n * (n + 1) // 2)
+    for rank in range(1, n + 1):
+        ways = [ways[total] + (ways[total - rank] if total >= rank else 0) for total in range(len(ways))]
+    order = np.argsort(np.abs(first - second))
+    lesser = min(sum(r for r, d in enumerate((first - second)[order], 1) if sign * d > 0) for sign in (1, -1))
     result = wilcoxon_signed_rank(first, second)
-    expected = wilcoxon(first, second, zero_method="wilcox", alternative="two-sided")
-    assert (result.p, result.statistic) == pytest.approx((expected.pvalue, expected.statistic))
+    assert result.statistic == lesser
+    assert result.p == pytest.approx(min(1.0, 2 * sum(ways[: lesser + 1]) / 2**n))
 
 
 def test_rank_biserial_by_hand() -> None:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from evaluation import workers
-from evaluation.errors import InputError
+from evaluation.errors import InputError, WorkerError
 from evaluation.workers import memory_bytes, over_scans, worker_count
 
 GIB = 1024**3
@@ -56,18 +56,53 @@ def test_the_containers_limit_counts(tmp_path, monkeypatch, text, expected) -> N
     assert memory_bytes() == (expected or physical)
 
 
-def test_one_process_works_in_order_and_here() -> None:
-    assert list(over_scans(lambda number: (number, os.getpid()), [3, 1, 2])) == [(n, os.getpid()) for n in (3, 1, 2)]
+def judged(expressions: list[str]) -> list[object]:
+    """What so many tasks give, each a Python expression: the processes know no module of the tests."""
+    return list(over_scans(eval, expressions, name=lambda expression: f"scan {expressions.index(expression)}"))
 
 
-def test_the_first_failing_task_is_named_and_the_results_keep_their_order(machine) -> None:
-    machine(processors=2)
-    assert list(over_scans(abs, [-3, 2, -1])) == [3, 2, 1]
+def test_the_results_keep_their_order_and_come_from_other_processes(in_processes) -> None:
+    slow, quick, other = judged(["__import__('time').sleep(0.2) or 1", "2", "__import__('os').getpid()"])
+    assert (slow, quick) == (1, 2)
+    assert other != os.getpid()
+
+
+def test_a_single_process_is_another_one_too(in_processes, monkeypatch) -> None:
+    monkeypatch.setattr(workers, "worker_count", lambda tasks: 1)
+    assert judged(["__import__('os').getpid()"]) != [os.getpid()]
+
+
+def test_the_first_failing_task_in_their_order_is_raised(in_processes) -> None:
     with pytest.raises(ValueError, match="'first'"):
-        list(over_scans(int, ["1", "first", "second"]))
+        judged(["__import__('time').sleep(0.2) or int('first')", "int('second')"])
 
 
-def test_a_killed_process_is_explained(machine) -> None:
-    machine(processors=2)
-    with pytest.raises(InputError, match=r"one of 2 worker processes was killed.*2 GiB.*EVALUATION_MAX_WORKERS"):
-        list(over_scans(os._exit, [9, 9]))
+def test_a_task_that_kills_its_process_is_named_and_no_other(in_processes) -> None:
+    done = []
+    with pytest.raises(WorkerError, match="^scan 2: judging it takes more memory than there is, or kills its process"):
+        for result in over_scans(eval, ["0", "1", KILL, "3"], name=lambda task: "scan 2" if task == KILL else "other"):
+            done.append(result)
+    assert done == [0, 1]
+
+
+KILL = "__import__('os').kill(__import__('os').getpid(), 9)"
+
+
+def test_a_task_that_is_too_large_only_beside_others_is_judged_alone(in_processes, tmp_path, caplog) -> None:
+    mark = tmp_path / "killed once"
+    once = f"__import__('os').path.exists({str(mark)!r}) or (open({str(mark)!r}, 'w').close(), {KILL})"
+    assert judged(["0", once, "2"]) == [0, True, 2]
+    assert "a worker process was killed" in caplog.text
+
+
+def test_too_little_memory_names_the_task(in_processes) -> None:
+    with pytest.raises(WorkerError, match="^scan 1: judging it takes more memory than there is"):
+        judged(["0", "bytearray(1 << 62)"])
+
+
+def test_no_worker_writes_to_stderr(in_processes, capfd) -> None:
+    judged(["__import__('os').write(2, b'of the reference')", "__import__('warnings').warn('of it too')"])
+    judged(["__import__('logging').getLogger('evaluation').warning('and this')"])
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    assert all(text in captured.out for text in ("of the reference", "of it too", "and this"))

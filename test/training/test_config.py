@@ -88,7 +88,14 @@ def test_values_of_another_type(refused, content, message):
 def test_value_out_of_range(refused):
     refused("[regress]\nchunk_size = 50\n", r"regress\.chunk_size: .*multiple of 8, got 50")
     refused("[segment]\ncrop_size = 130\n", r"segment\.crop_size: expected 4 more than a multiple of 8, got 130")
-    refused("[regress]\nscale_range = [2.0, 1.0]\n", r"regress\.scale_range: expected two positive numbers, the small")
+    refused("[regress]\nscale_range = [2.0, 1.0]\n", r"regress: scale_range: got 2\.0 and 1\.0, expected two pos")
+    refused(
+        "[regress]\nchunk_size = 16\nscale_range = [1.1, 1.2]\n", r"regress: scale_range: no multiple of 8 .* of 16"
+    )
+    refused(
+        "[cam]\nspacing_jitter_mm = 1.2\n", r"cam\.spacing_jitter_mm 1\.2: expected less than prepare\.chunk_spacing"
+    )
+    refused("[pseudo]\nscales = [1.0, -1.0]\n", r"pseudo\.scales\.1: .*greater than 0, got -1\.0")
     refused("[regress.entropy]\nstart = 0.5\nfull = 0.4\n", r"regress\.entropy: full 0\.4 is before start 0\.5")
 
 

@@ -5,9 +5,11 @@ import resource
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from algorithm.errors import InputError
+from algorithm.images import Geometry, Volume, read_ct
 from training.files import (
     explained_when_full,
     load_array,
@@ -15,13 +17,17 @@ from training.files import (
     remove_stale,
     save_array,
     whole_folder,
+    write_image,
     write_json,
     write_text,
     write_whole,
 )
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-NO_SPACE = r"a\.npy: no space left on the disk, or no quota; free space and run the same command again"
+NO_SPACE = r"a\.\S+: no space left on the disk, or no quota; free space and run the same command again"
+
+NOISE = np.random.default_rng(0).integers(-1000, 1000, (8, 64, 64)).astype(np.int16)  # 64 KB, compressed hardly less
+IMAGE = Volume(NOISE, Geometry(NOISE.shape, (2.5, 0.7, 0.7), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)))
 
 
 def onto_a_full_disk(write):
@@ -139,6 +145,48 @@ def test_a_full_disk_behind_another_error_is_found(tmp_path):
             raise FULL
         except OSError as error:
             raise RuntimeError("cannot write") from error
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nii.gz"])
+def test_an_image_comes_back_as_it_was(name, tmp_path):
+    write_image(tmp_path / name, IMAGE)
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+    found = read_ct(tmp_path / name)
+    np.testing.assert_array_equal(found.array, IMAGE.array)
+    np.testing.assert_allclose(found.geometry.spacing_zyx_mm, (2.5, 0.7, 0.7), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nii.gz"])
+def test_an_image_that_ends_in_the_middle_says_why_and_leaves_the_old_file(name, tmp_path):
+    (tmp_path / name).write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_image(tmp_path / name, IMAGE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == [tmp_path / name] and (tmp_path / name).read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nii.gz"])
+def test_an_image_on_a_full_disk_is_said(name, tmp_path, monkeypatch):
+    write = sitk.WriteImage
+
+    def half(image, path, **options):
+        write(image, path, **options)
+        os.truncate(path, os.stat(path).st_size // 2)
+        if path.endswith(".mha"):  # NIfTI files fall short in silence
+            raise RuntimeError("File cannot be written")
+
+    monkeypatch.setattr(sitk, "WriteImage", half)
+    with pytest.raises(OSError, match=r"a\.\S+: cannot be written \("):
+        write_image(tmp_path / name, IMAGE)
+    monkeypatch.setattr(os, "fsync", lambda file: raises(FULL))
+    with pytest.raises(InputError, match=NO_SPACE):
+        write_image(tmp_path / name, IMAGE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ import pytest
 import torch
 
 from algorithm.errors import InputError
+from training.cam import scan_cam, trained_cam
+from training.cases import read_cases
 from training.loop import BEST, CHECKPOINT, learning_rate, load_trained, make_fabric, make_optimiser, shuffled
+from training.prepare import prepared
 from training.settings import LoopSettings, TrainingConfig
 from training.stages import Run
 
@@ -71,6 +75,84 @@ def test_two_processes_learn_like_one_with_twice_the_batch(ready, with_caches, t
     assert list(curves[0]["step"]) == list(curves[1]["step"]) == list(range(8))
     for term in ("loss", "interval", "equivariance", "entropy", "refinement"):
         np.testing.assert_allclose(curves[1][term], curves[0][term], rtol=2e-3, atol=1e-5, err_msg=term)
+
+
+def run_on_two(*words: object, limit_s: float = 240) -> None:
+    """Run Python with these words in two processes, neither of which is left when it takes too long."""
+    start = command(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *words)
+    process = subprocess.Popen(start, env=ENVIRONMENT, cwd=ROOT)
+    try:
+        assert process.wait(timeout=limit_s) == 0
+    finally:
+        process.terminate()  # torchrun ends its processes with itself
+        process.wait()
+
+
+def train_on_two(ready: Run, stage: str, directory: Path, config: Path) -> None:
+    words = ("--data", ready.data, "--run-dir", directory, "--config", config, "--device", "cpu")
+    run_on_two("-m", "training", stage, *words)
+
+
+def test_two_processes_train_with_batch_norm_vessels_and_attention(ready, with_caches, tmp_path):
+    """Batch norm's statistics differ between processes, and with them what each finds at the validations."""
+    settings = ready.config.regress
+    assert settings.norm == "batch" and settings.attention and settings.suppress_vessels
+    config = tmp_path / "config.toml"
+    config.write_text(toml(ready.config, batch=2, validate_every=1))
+    directory = with_caches(tmp_path / "run")
+    train_on_two(ready, "regress", directory, config)
+    curve = log(directory)
+    assert list(curve["step"]) == list(range(6))
+    assert np.isfinite(curve["loss"]).all() and curve["refinement"][-1] > 0
+    state = torch.load(directory / "regress" / CHECKPOINT, weights_only=True)
+    assert state["step"] == 6 and state["network"]["attention.r.weight"].any()
+    assert len((directory / "regress" / "validation.csv").read_text().splitlines()) == 1 + 6
+
+
+UNLIKE = """
+import sys
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from training.loop import Validation, train
+from training.settings import LoopSettings
+
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+fabric.launch()
+value = (1.0, 3.0, 2.0, 4.0) if fabric.global_rank == 0 else (4.0, 3.0, 2.0, 1.0)
+measure = lambda network, step, logbook: {"value": value[step - 1]}
+validation = Validation(every=1, first=0, measure=measure, rank=lambda found: (found["value"],))
+settings = LoopSettings(steps=4, precision="32-true")
+terms = lambda model, data, step: {"square": (1.0, model(data).square().mean())}
+train(fabric, torch.nn.Linear(1, 1), torch.ones(4, 2, 1), terms, settings, Path(sys.argv[1]), validation=validation)
+"""
+
+
+def test_processes_that_measure_unlike_numbers_agree_on_the_best(tmp_path):
+    """As batch norm makes them do; the first one decides, lest one wait for another that goes on."""
+    script, folder = tmp_path / "unlike.py", tmp_path / "stage"
+    script.write_text(UNLIKE)
+    folder.mkdir()
+    run_on_two(script, folder, limit_s=60)
+    assert torch.load(folder / BEST, weights_only=True)["step"] == 4
+    assert torch.load(folder / CHECKPOINT, weights_only=True)["best"] == [4.0]
+
+
+def test_two_processes_share_the_maps_of_the_baseline(ready, with_caches, tmp_path):
+    """Each maps a case, with the weights and the statistics of the checkpoint."""
+    config = tmp_path / "config.toml"
+    config.write_text(toml(ready.config))
+    directory = with_caches(tmp_path / "run")
+    train_on_two(ready, "cam", directory, config)
+    run = replace(ready, directory=directory)
+    held_out = [case for case in read_cases(ready.data) if case.split != "train"]
+    assert len(held_out) == 2
+    for case in held_out:
+        scales, device = ready.config.pseudo.scales, torch.device("cpu")
+        expected = scan_cam(trained_cam(run), prepared(run, case), ready.config.cam, scales=scales, device=device)
+        np.testing.assert_allclose(np.load(directory / "cam" / f"{case.name}_cam.npy"), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("stage", ["regress", "segment-reference"])

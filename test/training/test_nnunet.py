@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 
@@ -132,6 +133,25 @@ def test_a_folder_of_other_labels_is_refused(run, tmp_path):
     exported(run, tmp_path)
     with pytest.raises(InputError, match="Dataset007_Lesions: begun with other labels and pseudo_sha256"):
         exported(run, tmp_path, "pseudo")
+
+
+def test_what_a_killed_export_left_is_removed(run, tmp_path):
+    left = tmp_path / "Dataset007_Lesions" / "imagesTr" / "p0001_0000.nii.gz.0f.tmp"
+    left.mkdir(parents=True)
+    (left / "p0001_0000.nii.gz").touch()
+    exported(run, tmp_path)
+    assert not left.exists()
+
+
+def test_a_full_disk_is_said(run, tmp_path, monkeypatch):
+    def full(image, path, **options):
+        Path(path).touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sitk, "WriteImage", full)
+    with pytest.raises(InputError, match=r"^p000\d: .*p000\d_0000\.nii\.gz: no space left on the disk"):
+        exported(run, tmp_path)
+    assert not list(tmp_path.rglob("*.nii.gz*"))
 
 
 def test_the_next_commands_are_printed(run, folder, capsys):

@@ -9,10 +9,11 @@ from dask.distributed import LocalCluster
 
 from algorithm.errors import InputError
 from training.files import read_json
-from training.parallel import Workers, default_workers, over_scans
+from training.parallel import Workers, default_workers, end_workers, over_scans
 
 PATHS = [Path(f"/{name}/{name}.json") for name in "abcdefgh"]
 NAMES = [f"{name}.json" for name in "abcdefgh"]
+CALL = operator.methodcaller("__call__")
 NAME = operator.attrgetter("name")  # other processes cannot import a function of this file
 
 
@@ -25,6 +26,19 @@ def cluster():
 @pytest.mark.parametrize("count", [1, 2])
 def test_results_come_in_the_order_of_the_items(count):
     assert over_scans("names", NAME, PATHS, Workers(count)) == NAMES
+
+
+def test_workers_end_when_told_and_others_come_after_them():
+    def pids():
+        return set(over_scans("pids", CALL, [os.getpid] * 4, Workers(2)))
+
+    before = pids()
+    assert os.getpid() not in before
+    end_workers()
+    for pid in before:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not before & pids()
 
 
 def test_no_items_no_results():

@@ -7,10 +7,10 @@ from dask.distributed import LocalCluster
 
 from algorithm.errors import InputError
 from algorithm.images import Geometry, Volume
-from training.cases import read_cases
+from training.cases import Case, read_cases
 from training.files import load_array
 from training.parallel import Workers
-from training.prepare import PreparedCase, prepare, prepared
+from training.prepare import PreparedCase, _sha256_of_images, prepare, prepared
 from training.settings import TrainingConfig
 from training.stages import Run, Stage, execute
 
@@ -21,7 +21,7 @@ CONFIG = TrainingConfig.model_validate(
 )
 STAGE = Stage("prepare", "", (), lambda config: config.prepare, prepare)
 FILES = {f"{lobe}_{part}.npy" for lobe in ("lul", "lll", "rul", "rll", "rml") for part in ("image", "mask")}
-FILES |= {"scan_image.npy", "scan_lobes.npy", "geometries.json"}
+FILES |= {"scan_image.npy", "scan_lobes.npy", "geometries.json", "source.json"}
 
 
 def write_case(data, name):
@@ -63,7 +63,8 @@ def state(folder):
 
 def test_a_scan_is_cached_as_lobes_and_as_a_whole(run):
     execute(run, STAGE)
-    assert run.record("prepare")["results"] == {"cases": 2, "lobes": 6}
+    results = run.record("prepare")["results"]
+    assert (results["cases"], results["lobes"], list(results["images_sha256"])) == (2, 6, ["a", "b"])
     first, second = (prepared(run, case) for case in read_cases(run.data))
     assert {path.name for path in second.folder.iterdir()} == FILES
     assert {path.name for path in first.folder.iterdir()} == FILES | {"scan_classes.npy"}
@@ -121,7 +122,7 @@ def test_a_dask_cluster_writes_the_same(run, tmp_path):
 
 
 def test_a_damaged_cache_is_named_and_its_cure_works_without_starting_later_stages_again(run):
-    later = Stage("later", "", ("prepare",), lambda config: config.pseudo, lambda run, folder: {})
+    later = Stage("later", "", (STAGE,), lambda config: config.pseudo, lambda run, folder: {})
     execute(run, STAGE)
     execute(run, later)
     folder = run.directory / "prepare"
@@ -140,6 +141,58 @@ def test_a_damaged_cache_is_named_and_its_cure_works_without_starting_later_stag
     execute(run, STAGE)
     assert path.read_bytes() == whole and state(folder / "b") == untouched
     execute(run, later)
+
+
+def test_other_images_under_the_same_names_are_noticed(run):
+    later = Stage("later", "", (STAGE,), lambda config: config.pseudo, lambda run, folder: {})
+    execute(run, STAGE)
+    execute(run, later)
+    folder = run.directory / "prepare"
+    untouched, before = state(folder / "b"), run.record("prepare")["results"]["images_sha256"]
+    ct = sitk.ReadImage(str(run.data / "a_ct.mha"))
+    sitk.WriteImage(ct + 1, str(run.data / "a_ct.mha"))
+    (folder / "done.json").unlink()
+    execute(run, STAGE)
+    after = run.record("prepare")["results"]["images_sha256"]
+    assert after["a"] != before["a"] and after["b"] == before["b"] and state(folder / "b") == untouched
+    chunk = prepared(run, read_cases(run.data)[0]).chunk("rll")
+    np.testing.assert_allclose(chunk.image[6, 2, 2], 301 / 1500, atol=1e-3)  # -899 HU in the window
+    with pytest.raises(InputError, match="later: begun with other earlier_stages_sha256"):
+        execute(run, later)
+
+
+def test_a_dicom_folder_counts_with_all_its_files(tmp_path):
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"one")
+    (tmp_path / "lobes.mha").write_bytes(b"lobes")
+    case = Case("a", tmp_path / "series", tmp_path / "lobes.mha", {}, None, None, "train")
+    one = _sha256_of_images(case)
+    (tmp_path / "series" / "2.dcm").write_bytes(b"two")
+    both = _sha256_of_images(case)
+    (tmp_path / "series" / "2.dcm").write_bytes(b"too")
+    assert len({one, both, _sha256_of_images(case)}) == 3
+
+
+@pytest.mark.parametrize("score", ["2", ""])
+def test_a_scored_lobe_that_vanishes_in_its_chunk_is_refused(run, score):
+    """At 7 mm the chunk of a lobe of 3 x 6 x 1 mm in its margin of 1 mm is one voxel, centred outside the lobe."""
+    lobes = sitk.ReadImage(str(run.data / "b_lobes.mha"))
+    array = sitk.GetArrayFromImage(lobes)
+    array[array == 1] = 0
+    array[1, 2, 3] = array[3, 8, 7] = 1
+    sliver = sitk.GetImageFromArray(array)
+    sliver.CopyInformation(lobes)
+    sitk.WriteImage(sliver, str(run.data / "b_lobes.mha"))
+    rows = (run.data / "cases.csv").read_text().splitlines()
+    write_table(run.data, rows[1], f"b,b_ct.mha,b_lobes.mha,{score},,,,5,,,test")
+    coarse = CONFIG.model_copy(update={"prepare": CONFIG.prepare.model_copy(update={"chunk_spacing_mm": 7.0})})
+    run = Run(run.data, run.directory, coarse, device="cpu", workers=Workers(1))
+    if not score:
+        execute(run, STAGE)
+        assert not prepared(run, read_cases(run.data)[1]).chunk("lul").mask.any()
+        return
+    with pytest.raises(InputError, match=r"data: b: left upper lobe has a score, but no voxel is left of it at 7 mm;"):
+        execute(run, STAGE)
 
 
 def test_killed_processes_leave_nothing_behind(run):

@@ -21,7 +21,7 @@ from training.stages import Run, Stage, execute
 
 CPU = torch.device("cpu")
 PREPARE = Stage("prepare", "", (), lambda c: c.prepare, prepare)
-PSEUDO = Stage("pseudo", "", ("prepare",), lambda c: c.pseudo, pseudo)
+PSEUDO = Stage("pseudo", "", (PREPARE,), lambda c: c.pseudo, pseudo)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,29 @@ import pytest
 import torch
 
 from algorithm.errors import InputError
-from training.cases import read_cases
+from algorithm.lobes import LOBES
+from algorithm.severity import SCORE_INTERVALS, score_of_percent
+from evaluation.agreement import linear_weighted_kappa
+from training.cases import of_split, read_cases
+from training.chunks import resize_chunk
+from training.crf import dense_crf
 from training.dram import Drams
+from training.equivariance import random_transform
 from training.lobe_batches import LobeBatch
-from training.loop import BEST
-from training.regress import Weights, dram_terms, load_dram, ramped, train_dram, trained_network, weights_at
+from training.loop import BEST, CHECKPOINT
+from training.prepare import prepared
+from training.regress import (
+    Weights,
+    dram_terms,
+    load_dram,
+    new_network,
+    ramped,
+    train_dram,
+    trained_network,
+    weights_at,
+)
 from training.run import STAGES
-from training.settings import Ramp, RegressSettings
+from training.settings import CrfSettings, Ramp, RegressSettings
 from training.stages import Run, execute
 
 STAGE = {stage.name: stage for stage in STAGES}
@@ -44,12 +60,35 @@ def test_every_step_is_logged_with_every_term(finished):
     assert float(rows[-1]["equivariance"]) > 0
 
 
+def validation_fractions(run: Run, network: torch.nn.Module) -> tuple[list[int], list[float]]:
+    """Score of every lobe of the validation cases, and the mean of its refined dRAM, lobe by lobe."""
+    scores, fractions = [], []
+    for case in of_split(read_cases(run.data), "validation"):
+        for lobe in LOBES:
+            chunk = prepared(run, case).chunk(lobe.key)
+            image, mask = resize_chunk(chunk, run.config.regress.chunk_size, device=torch.device("cpu"))
+            with torch.inference_mode():
+                dram = network(image, mask).refined.sigmoid()
+            scores.append(case.scores[lobe.label])
+            fractions.append(dram[mask > 0].mean().item())
+    return scores, fractions
+
+
 def test_validations_are_logged_with_a_picture_each(finished):
     folder = finished.folder("regress")
     with (folder / "validation.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [2, 5]
-    assert all(-1 <= float(row["kappa"]) <= 1 and float(row["interval"]) >= 0 for row in rows)
+    network = new_network(finished.config.regress).eval()
+    network.load_state_dict(torch.load(folder / CHECKPOINT, weights_only=True)["network"])  # the last one
+    reference, fractions = validation_fractions(finished, network)
+    kappa = linear_weighted_kappa(reference, [score_of_percent(100 * fraction) for fraction in fractions]).kappa
+    assert float(rows[-1]["kappa"]) == pytest.approx(-1 if kappa is None else kappa, abs=1e-4)
+    ends = [SCORE_INTERVALS[score] for score in reference]
+    squares = [
+        (f - (low + high) / 2) ** 2 - ((high - low) / 2) ** 2 for f, (low, high) in zip(fractions, ends, strict=True)
+    ]
+    assert float(rows[-1]["interval"]) == pytest.approx(np.maximum(squares, 0).mean(), rel=1e-3)
     assert sorted(path.name for path in (folder / "pictures").iterdir()) == ["step_000003.png", "step_000006.png"]
     assert list((folder / "tensorboard").iterdir())
 
@@ -94,37 +133,130 @@ def test_terms_wait_and_then_rise():
     assert ramped(Ramp(weight=2.0, start=0.5, full=0.5), step=50, steps=100) == 2
 
 
-class Pointwise(torch.nn.Module):
-    """A network whose logit is 10 x intensity - 5, and whose refined logit is twice that."""
+class Placed(torch.nn.Module):
+    """A network whose logits depend on the place, so that it is not equivariant, and whose refined ones are others."""
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> Drams:
-        return Drams(10 * image - 5, 20 * image - 10)
+        return Drams(10 * image - 5 + torch.linspace(-1, 1, image.shape[2])[:, None, None], 3 - 8 * image)
 
 
-def batch(score: int) -> LobeBatch:
-    image = torch.zeros(1, 1, 16, 16, 16)
-    image[..., 4:12, 4:12, 4:12] = 0.5  # logit 0: probability 1/2
-    mask = (image > 0).float()
-    return LobeBatch(image=image, mask=mask, vessels=None, scores=[score])
+def probability(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
 
 
-def test_terms_by_hand():
-    """Half of every lobe voxel is lesion: distance 0.25 from (25, 50) below, entropy ln 2, empty target at score 0."""
-    settings = RegressSettings(chunk_size=16, attention=False, scale_range=(1.0, 1.0))
-    all_on = Weights(interval=2.0, equivariance=1.0, entropy=1.0, refinement=1.0)
-    rng = np.random.default_rng(0)
-    terms = dram_terms(Pointwise(), batch(0), {0: 3.0}, all_on, settings, rng)
-    assert {name: weight for name, (weight, _) in terms.items()} == dict(zip(TERMS, (2, 1, 1, 1), strict=True))
-    assert terms["interval"][1].item() == pytest.approx(3 * 0.25)  # y^2 for score 0
-    assert terms["entropy"][1].item() == pytest.approx(np.log(2))
-    assert terms["equivariance"][1].item() == pytest.approx(0, abs=1e-6)  # quarter turns of a pointwise network
-    # target 0, z = (logit 0 > 0) = 0: -log(1 - 1/2)
-    assert terms["refinement"][1].item() == pytest.approx(np.log(2))
+def raw_dram(image: np.ndarray) -> np.ndarray:
+    """What `Placed` makes of one chunk."""
+    return probability(10 * image - 5 + np.linspace(-1, 1, len(image))[:, None, None])
+
+
+def two_lobes(size: int) -> LobeBatch:
+    """Lobes without any symmetry, with odd edges, and images that are not those before contrast was stretched."""
+    rng = np.random.default_rng(3)
+    mask = np.zeros((2, size, size, size), dtype=np.float32)
+    mask[0, 1:12, 2:9, 3 : size - 2] = 1
+    mask[0, 1:4, 9:14, 3:8] = 1
+    mask[1, 3 : size - 1, 5:10, 1:6] = 1
+    image = mask * rng.uniform(0.3, 0.9, mask.shape)
+    plain = mask * np.where(np.indices(mask.shape)[3] < 6, 0.8, 0.2)
+    vessels = mask * (np.indices(mask.shape)[2] == 7)
+    parts = [torch.from_numpy(part[:, None].astype(np.float32)) for part in (image, plain, mask, vessels)]
+    return LobeBatch(*parts, scores=[3, 0])
+
+
+def terms_of(batch: LobeBatch, settings: RegressSettings, *, seed: int = 0) -> dict[str, float]:
+    """Values of the terms, with weights that they are checked to come with."""
+    weights = Weights(interval=2.0, equivariance=0.1, entropy=0.2, refinement=0.3)
+    rng = np.random.default_rng(seed)
+    terms = dram_terms(Placed(), batch, {3: 2.0, 0: 5.0}, weights, settings, rng)
+    assert {name: weight for name, (weight, _) in terms.items()} == dict(zip(TERMS, (2, 0.1, 0.2, 0.3), strict=True))
+    return {name: value.item() for name, (_, value) in terms.items()}
+
+
+def arrays(batch: LobeBatch) -> list[tuple[np.ndarray, ...]]:
+    """Image, mask and vessels of each chunk, (z, y, x)."""
+    parts = (batch.image, batch.mask, batch.vessels)
+    return list(zip(*(part[:, 0].double().numpy() for part in parts), strict=True))
+
+
+def test_interval_and_entropy_take_the_raw_dram_over_the_lobe():
+    batch = two_lobes(16)
+    terms = terms_of(batch, RegressSettings(chunk_size=16))
+    raw = [raw_dram(image)[mask > 0] for image, mask, _ in arrays(batch)]
+    means = [values.mean() for values in raw]
+    assert means[0] > 0.55  # the interval of score 3 ends at 0.5, and its middle is 0.375
+    losses = [2 * ((means[0] - 0.375) ** 2 - 0.125**2), 5 * means[1] ** 2]
+    assert terms["interval"] == pytest.approx(np.mean(losses), rel=1e-5)
+    entropies = [-np.mean(p * np.log(p) + (1 - p) * np.log(1 - p)) for p in raw]
+    assert terms["entropy"] == pytest.approx(np.mean(entropies), rel=1e-5)
+
+
+def halved(chunk: np.ndarray) -> np.ndarray:
+    """Mean of each block of 2 x 2 x 2 voxels: linear interpolation at half the size, edge to edge."""
+    return chunk.reshape(-1, 2, len(chunk) // 2, 2, len(chunk) // 2, 2).mean(axis=(1, 3, 5))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equivariance_compares_the_dram_of_the_transformed_with_the_transformed_dram(seed):
+    """At half the size: blocks of voxels are averaged, those of the dRAM over their share inside the lobe."""
+    settings = RegressSettings(chunk_size=32, scale_range=(0.5, 0.5), free_angle_degrees=0.0)
+    transform = random_transform(np.random.default_rng(seed), size=32, scale_range=(0.5, 0.5), free_angle_degrees=0.0)
+    batch, expected = two_lobes(32), []
+    for image, mask, _ in arrays(batch):
+        dram, image, mask = (
+            np.rot90(chunk, transform.quarter_turns, transform.plane) for chunk in (raw_dram(image), image, mask)
+        )
+        inside = mask[1::2, 1::2, 1::2] > 0  # the nearest of a block's voxels, all of them as near, is the last one
+        transformed = halved(dram * mask)[inside] / halved(mask)[inside]
+        of_transformed = raw_dram(halved(image) * inside)[inside]
+        expected.append(np.abs(of_transformed - transformed).mean())
+    assert min(expected) > 0.01
+    assert terms_of(batch, settings, seed=seed)["equivariance"] == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_the_transforms_of_that_test_turn_the_axis_that_the_network_depends_on():
+    transforms = [
+        random_transform(np.random.default_rng(seed), size=32, scale_range=(0.5, 0.5), free_angle_degrees=0.0)
+        for seed in range(4)
+    ]
+    assert any(transform.quarter_turns and -3 in transform.plane for transform in transforms)
+
+
+def by_hand(refined: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float:
+    """Bootstrapping with beta 0.8, over the lobe."""
+    q = probability(refined)
+    blend = 0.8 * target + 0.2 * (q > 0.5)
+    return float(-(blend * np.log(q) + (1 - blend) * np.log(1 - q))[mask > 0].mean())
+
+
+def test_refined_dram_learns_the_raw_one_off_the_vessels():
+    """Without an iteration the CRF thresholds; a healthy lobe has an empty target whatever its raw dRAM says."""
+    batch = two_lobes(16)
+    (image, mask, vessels), (healthy, its_mask, _) = arrays(batch)
+    target = (raw_dram(image) * (1 - vessels) > 0.5) & (mask > 0)
+    assert target.any() and (raw_dram(image) > 0.5)[(vessels > 0) & (mask > 0)].any()
+    expected = [by_hand(3 - 8 * image, target, mask), by_hand(3 - 8 * healthy, np.zeros(mask.shape), its_mask)]
+    settings = RegressSettings.model_validate({"chunk_size": 16, "crf": {"iterations": 0}})
+    assert terms_of(batch, settings)["refinement"] == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_the_crf_sees_the_image_before_its_contrast_was_stretched_and_has_its_settings():
+    settings = RegressSettings.model_validate({"chunk_size": 16, "crf": {"iterations": 2, "appearance_sigma": 4.0}})
+    batch = two_lobes(16)
+    (image, mask, vessels), (healthy, its_mask, _) = arrays(batch)
+    off_vessels = torch.from_numpy(raw_dram(image) * (1 - vessels))[None, None].float()
+
+    def target(guide: torch.Tensor, crf: CrfSettings) -> np.ndarray:
+        return (dense_crf(off_vessels, guide[:1], batch.mask[:1], crf) > 0.5)[0, 0].numpy()
+
+    found = target(batch.plain, settings.crf)
+    assert not np.array_equal(found, target(batch.image, settings.crf))
+    assert not np.array_equal(found, target(batch.plain, CrfSettings()))
+    expected = [by_hand(3 - 8 * image, found, mask), by_hand(3 - 8 * healthy, np.zeros(mask.shape), its_mask)]
+    assert terms_of(batch, settings)["refinement"] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_terms_of_no_weight_are_left_out():
     settings = RegressSettings(chunk_size=16, attention=False)
     only = Weights(interval=2.0, equivariance=0.0, entropy=0.0, refinement=0.0)
-    terms = dram_terms(Pointwise(), batch(3), {3: 1.0}, only, settings, np.random.default_rng(0))
+    terms = dram_terms(Placed(), two_lobes(16), {3: 1.0, 0: 1.0}, only, settings, np.random.default_rng(0))
     assert [name for name, (_, value) in terms.items() if value is not None] == ["interval"]
-    assert terms["interval"][1].item() == pytest.approx(0)  # 0.5 lies in [0.25, 0.5]

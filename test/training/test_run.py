@@ -1,5 +1,7 @@
 import json
+import shutil
 import tarfile
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from algorithm.errors import InputError
 from algorithm.model import load_model
 from algorithm.segmenter import LesionSegmenter
 from training.cases import of_split, read_cases, read_scan
-from training.run import STAGES
+from training.run import STAGES, run_all
 from training.settings import TrainingConfig
 from training.stages import Run, execute
 
@@ -43,6 +45,59 @@ def test_model_json_says_what_it_was_trained_on(finished):
     assert [row["row"] for row in description["results"]["rows"]][-1] == "supervised"
 
 
+def changed(config, stage, **values):
+    return config.model_copy(update={stage: getattr(config, stage).model_copy(update=values)})
+
+
+def exported_results(run):
+    execute(run, STAGES[-1])
+    return json.loads((run.folder("export") / "model" / "model.json").read_text())["results"]
+
+
+def test_model_json_has_the_results_of_this_very_network_as_soon_as_there_are_any(finished, tmp_path):
+    for stage in ("prepare", "vessels", "regress", "pseudo", "segment-reference", "cam", "subtypes"):
+        (tmp_path / stage).symlink_to(finished.directory / stage)
+    for stage in ("segment", "ablate", "export"):
+        shutil.copytree(finished.directory / stage, tmp_path / stage)
+    run = replace(finished, directory=tmp_path)
+    expected = exported_results(run)
+    assert expected["test_cases"] == 1
+
+    compared = tmp_path / "ablate" / "done.json"
+    kept = compared.rename(tmp_path / "kept.json")
+    assert exported_results(run) == {}
+    kept.rename(compared)
+    assert exported_results(run) == expected
+
+    trained = tmp_path / "segment" / "done.json"
+    trained.write_text(json.dumps(json.loads(trained.read_text()) | {"results": {"scans": 7}}))
+    shutil.rmtree(tmp_path / "export")
+    assert exported_results(run) == {}
+
+
+def test_nothing_is_exported_with_the_settings_of_another_run(finished, tiny_config):
+    other = changed(tiny_config, "prepare", scan_spacing_mm=4.0)
+    with pytest.raises(InputError, match=r"prepare: begun with other settings; .*scan_spacing_mm: then 5\.0, now 4\.0"):
+        execute(replace(finished, config=other), STAGES[-1])
+
+
+def test_what_all_stages_would_lack_is_told_before_the_first(phantoms, tiny_config, tmp_path):
+    table = pd.read_csv(phantoms / "cases.csv")
+    table[["ct", "lobes"]] = str(phantoms) + "/" + table[["ct", "lobes"]]
+    table[["lesions", "vessels"]] = None
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    run = Run(tmp_path, tmp_path / "run", tiny_config, device="cpu")
+    with pytest.raises(InputError, match=r"cases\.csv: no validation case with reference lesions of known subtype"):
+        run_all(run, "smoke", with_comparison=False)
+    with pytest.raises(InputError, match=r"cases\.csv: 3 problems\n  no validation case .*\n.*\n  no test case"):
+        run_all(run, "smoke", with_comparison=True)
+    refinement = tiny_config.regress.refinement.model_copy(update={"weight": 0.0})
+    without = changed(tiny_config, "regress", refinement=refinement)
+    with pytest.raises(InputError, match=r"refinement\.weight is 0"):
+        run_all(Run(phantoms, tmp_path / "run", without, device="cpu"), "smoke", with_comparison=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_comparison_has_a_value_per_row_and_scan(finished):
     per_scan = pd.read_csv(finished.folder("ablate") / "per_scan.csv")
     assert len(per_scan) == 10 and per_scan["iou"].between(0, 1).all()
@@ -72,7 +127,7 @@ def test_other_settings_do_not_mix_with_what_is_there(finished, tiny_config):
 
 def test_stages_ask_for_what_they_need(phantoms, tiny_config, tmp_path):
     run = Run(phantoms, tmp_path, tiny_config, device="cpu")
-    with pytest.raises(InputError, match="stage vessels is not done; run `python -m training vessels` first"):
+    with pytest.raises(InputError, match="stage prepare is not done; run `python -m training prepare` first"):
         execute(run, STAGES[2])
 
 

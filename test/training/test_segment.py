@@ -1,11 +1,20 @@
+import itertools
+import math
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from algorithm.errors import InputError
+from training.cases import of_split, read_cases
 from training.chunks import take
 from training.prepare import PreparedCase
-from training.segment import LabelledScan, random_crop
+from training.segment import Crop, LabelledScan, SegmentSteps, augmented_crops, labelled_scans, mean_loss, random_crop
 from training.settings import SegmentSettings
+
+CPU = torch.device("cpu")
 
 
 def test_take_fills_with_zeros_outside():
@@ -36,7 +45,7 @@ def scan(tmp_path) -> LabelledScan:
 
 
 def test_image_and_labels_of_a_crop_are_the_same_place(scan):
-    crop = random_crop(scan, SegmentSettings(crop_size=92, lesion_share=0.0), np.random.default_rng(0))
+    crop = random_crop(scan, SegmentSettings(crop_size=92, lesion_share=0.0), seed=0, position=0)
     assert crop.image.shape == (92,) * 3 and crop.labels.shape == crop.inside.shape == (4,) * 3
     centre = crop.image[44:48, 44:48, 44:48]
     lobes = torch.from_numpy(scan.case.array("scan_lobes")).flatten()
@@ -45,12 +54,73 @@ def test_image_and_labels_of_a_crop_are_the_same_place(scan):
 
 
 def test_crops_can_be_centred_on_lesion(scan):
-    for seed in range(5):
-        crop = random_crop(scan, SegmentSettings(crop_size=92, lesion_share=1.0), np.random.default_rng(seed))
+    for position in range(5):
+        crop = random_crop(scan, SegmentSettings(crop_size=92, lesion_share=1.0), seed=0, position=position)
         assert crop.labels[2, 2, 2] == 2 and (crop.labels == 2).sum() == 1
 
 
 def test_a_healthy_scan_gives_crops_too(scan):
     np.save(scan.labels, np.zeros((30, 40, 50), dtype=np.uint8))
-    crop = random_crop(scan, SegmentSettings(crop_size=92, lesion_share=1.0), np.random.default_rng(0))
+    crop = random_crop(scan, SegmentSettings(crop_size=92, lesion_share=1.0), seed=0, position=0)
     assert crop.labels.sum() == 0 and crop.inside[2, 2, 2]
+
+
+def test_processes_see_together_what_one_with_all_of_the_batch_sees(scan):
+    one = SegmentSteps([scan] * 3, SegmentSettings(crop_size=92, batch=4), seed=7)[2]
+    half = SegmentSettings(crop_size=92, batch=2)
+    two = [SegmentSteps([scan] * 3, half, seed=7, process=process, processes=2)[2] for process in (0, 1)]
+    assert [crop.position for crop in one] == [8, 9, 10, 11] == [crop.position for crops in two for crop in crops]
+    whole = augmented_crops(one, seed=7, device=CPU)
+    halves = [augmented_crops(crops, seed=7, device=CPU) for crops in two]
+    for parts in zip(whole, *halves, strict=True):
+        assert torch.equal(parts[0], torch.cat(parts[1:]))
+    assert len({image.sum().item() for image in whole[0]}) == 4
+
+
+def coded_crop(position: int) -> Crop:
+    """Labels and lobe at random, and an image that tells them apart where they lie: in its middle 12 voxels."""
+    rng = np.random.default_rng(0)
+    labels, inside = rng.integers(0, 3, (12, 12, 12)), rng.random((12, 12, 12)) < 0.5
+    image = np.zeros((100, 100, 100), dtype=np.float32)
+    image[44:56, 44:56, 44:56] = (1 + 2 * labels + inside) / 10
+    return Crop(torch.from_numpy(image), torch.from_numpy(labels), torch.from_numpy(inside), position)
+
+
+def test_labels_and_lobe_are_mirrored_with_the_image():
+    """Each crop on its own; contrast changes the levels of the middle, but not their order."""
+    original, seen = coded_crop(0), set()
+    mirrored = {axes: original.labels.flip(axes) for n in range(4) for axes in itertools.combinations(range(3), n)}
+    image, labels, inside = augmented_crops([coded_crop(position) for position in range(24)], seed=1, device=CPU)
+    assert image.shape == (24, 1, 100, 100, 100) and labels.dtype == torch.int64 and inside.dtype == torch.bool
+    for k in range(24):
+        middle = image[k, 0, 44:56, 44:56, 44:56]
+        levels, rank = middle.unique(return_inverse=True)
+        assert len(levels) == 6 and torch.equal(rank, 2 * labels[k] + inside[k])
+        assert image[k].count_nonzero() == middle.numel()
+        seen |= {axes for axes, expected in mirrored.items() if torch.equal(labels[k], expected)}
+    assert len(seen) == 8  # of 24 draws; one of the 8 is missing by chance in 1 of 3 sequences, not in this one
+
+
+def test_every_crop_counts_alike_however_much_of_it_lies_in_a_lobe():
+    """One voxel without a clue, ln 3, and seven that are right."""
+    labels = torch.ones(2, 2, 2, 2, dtype=torch.int64)
+    logits = torch.zeros(2, 3, 2, 2, 2)
+    logits[1, 1] = 100.0
+    inside = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
+    inside[0, 0, 0, 0] = True
+    inside[1] = True
+    inside[1, 0, 0, 0] = False
+    logits[1, :, 0, 0, 0] = torch.tensor([100.0, 0.0, 0.0])  # wrong, and outside
+    assert mean_loss(logits, labels, inside, beta=0.8).item() == pytest.approx(math.log(3) / 2)
+
+
+def test_training_cases_without_reference_labels_are_refused(ready, tmp_path):
+    shutil.copytree(ready.directory / "prepare", tmp_path / "prepare")
+    run = replace(ready, directory=tmp_path)
+    names = [case.name for case in of_split(read_cases(ready.data), "train")]
+    assert [scan.case.name for scan in labelled_scans(run, "reference")] == names and len(names) == 3
+    for name in names[:2]:
+        (tmp_path / "prepare" / name / "scan_classes.npy").unlink()
+    message = f"reference labels: {names[0]}, {names[1]} have none in cases.csv; fill the column lesions"
+    with pytest.raises(InputError, match=message):
+        labelled_scans(run, "reference")

@@ -45,8 +45,8 @@ class Work:
         return self.results
 
 
-def stage(work, name="one", needs=()):
-    return Stage(name, "", needs, lambda config: config.regress, work)
+def stage(work, name="one", needs=(), **more):
+    return Stage(name, "", needs, lambda config: config.regress, work, **more)
 
 
 @pytest.fixture
@@ -139,14 +139,14 @@ def test_settings_of_other_stages_do_not_matter(run):
 def test_earlier_stages_must_be_done_and_stay_what_they_were(run):
     two = Work()
     with pytest.raises(InputError, match="stage one is not done; run `python -m training one` first"):
-        execute(run, stage(two, "two", ("one",)))
+        execute(run, stage(two, "two", (stage(Work()),)))
     execute(run, stage(Work()))
-    execute(run, stage(two, "two", ("one",)))
+    execute(run, stage(two, "two", (stage(Work()),)))
 
     done = run.directory / "one" / "done.json"
     done.unlink()
     execute(run, stage(Work()))  # to the same effect, if not in the same time
-    execute(run, stage(two, "two", ("one",)))
+    execute(run, stage(two, "two", (stage(Work()),)))
     assert two.times == 1
 
     def other_weights(run, folder):
@@ -157,7 +157,85 @@ def test_earlier_stages_must_be_done_and_stay_what_they_were(run):
         done.unlink()
         execute(run, stage(work))
         with pytest.raises(InputError, match="two: begun with other earlier_stages_sha256"):
-            execute(run, stage(two, "two", ("one",)))
+            execute(run, stage(two, "two", (stage(Work()),)))
+
+
+def test_all_earlier_stages_must_have_what_the_run_has_now(run):
+    one = stage(Work())
+    two = Stage("two", "", (one,), lambda config: config.pseudo, Work())
+    three = Stage("three", "", (two,), lambda config: config.segment, Work())
+    for each in (one, two):
+        execute(run, each)
+    refusals = {
+        r"run/one: begun with other settings; .*\(settings\.width: then 32, now 4\)": {"regress": {"width": 4}},
+        r"run/two: begun with other settings; .*\(settings\.threshold: then 0\.5, now 0\.6\)": {
+            "pseudo": {"threshold": 0.6}
+        },
+        r"run/one: begun with other seed;": {"seed": 1},
+    }
+    for message, values in refusals.items():
+        with pytest.raises(InputError, match=message):
+            execute(changed(run, **values), three)
+    (run.data / "cases.csv").write_text("case\nb\n")
+    with pytest.raises(InputError, match="run/one: begun with other data_sha256;"):
+        execute(run, three)
+    (run.data / "cases.csv").write_text("case\na\n")
+    execute(run, three)
+
+    (run.directory / "one" / "done.json").unlink()
+    execute(run, stage(Work({"lobes": 4})))
+    with pytest.raises(InputError, match="run/two: begun with other earlier_stages_sha256;"):
+        execute(run, three)
+
+
+def test_what_is_used_if_done_is_used_while_it_is_current(run):
+    seen = []
+
+    def look(run, folder):
+        record = run.record_if_current("extra")
+        seen.append(record and record["results"])
+        return {}
+
+    one = stage(Work())
+    extra, last = stage(Work({"iou": 1}), "extra", (one,)), stage(look, "last", (one,), uses=("extra",))
+    execute(run, one)
+    execute(run, last)
+    execute(run, extra)
+    for _ in range(2):
+        execute(run, last)
+    assert seen == [None, {"iou": 1}]
+
+    for name in ("one", "last"):  # what the extra stage found is of another result than this
+        (run.directory / name / "done.json").unlink()
+    (run.directory / "last" / "basis.json").unlink()
+    execute(run, stage(Work({"lobes": 4})))
+    execute(run, last)
+    assert seen == [None, {"iou": 1}, None]
+
+
+def test_a_stage_that_is_repeated_is_not_done_before_it_ends(run):
+    work = Work()
+    last = stage(work, "last", uses=("extra",))
+    execute(run, last)
+    execute(run, stage(Work(), "extra"))
+    work.error = RuntimeError("stopped")
+    with pytest.raises(RuntimeError, match="stopped"):
+        execute(run, last)
+    work.error = None
+    execute(run, last)
+    assert work.times == 3
+
+
+def test_memory_is_that_of_this_process_and_of_its_largest_child(run, capsys):
+    def work(run, folder):
+        subprocess.run([sys.executable, "-c", "b'1' * 700_000_000"], check=True)
+        return {}
+
+    execute(run, stage(work))
+    record = run.record("one")
+    assert record["peak_memory_of_a_worker_gb"] >= 0.7 and record["peak_memory_gb"] > 0.1
+    printed = capsys.readouterr().out
+    assert f"peak {record['peak_memory_gb']} GB, of a worker {record['peak_memory_of_a_worker_gb']} GB" in printed
 
 
 def test_a_full_disk_anywhere_in_a_stage_is_said_and_the_stage_goes_on_later(run):
@@ -215,28 +293,46 @@ def test_a_stage_that_another_process_finished_meanwhile_is_not_done_again(run, 
     assert (first.times, second.times) == (1, 0)
 
 
-@pytest.fixture(params=[{"RANK": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "1"}, {"SLURM_PROCID": "1"}])
-def second_rank(request, monkeypatch):
-    for name, value in request.param.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_several_processes_do_only_what_is_done_together(run, rank, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    work = Work()
+    with pytest.raises(InputError, match="^stage one: got 2 processes, expected one; run it without torchrun$"):
+        execute(run, stage(work))
+    assert work.times == 0 and not run.directory.exists()
+
+
+def test_tasks_of_slurm_are_no_ranks(run, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    execute(run, stage(Work()))
+    assert run.record("one")["results"] == {}
+
+
+@pytest.fixture
+def second_rank(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(stages, "_PATIENCE_S", 0.3)
 
 
 def test_other_ranks_work_but_write_no_record(run, second_rank):
     work = Work()
+    one = stage(work, together=True)
     with pytest.raises(InputError, match=r"basis\.json: rank 0 has not begun the stage within 0\.3 s"):
-        execute(run, stage(work))
+        execute(run, one)
     assert work.times == 0
 
     begins = threading.Timer(0.1, lambda: begin(run))
     begins.start()
-    execute(run, stage(work))
+    execute(run, one)
     begins.join()
     assert work.times == 1 and names(run) == ["one/basis.json", "one/result.txt"]
     with pytest.raises(InputError, match="begun with other seed"):
-        execute(changed(run, seed=1), stage(work))
+        execute(changed(run, seed=1), one)
     (run.directory / "one" / "done.json").write_text("{}")
-    execute(run, stage(work))
+    execute(run, one)
     assert work.times == 1
 
 
@@ -252,5 +348,5 @@ def test_the_first_of_several_ranks_spares_what_others_may_be_writing(run, monke
     left = run.directory / "one" / "a.npy.0f.tmp"
     left.parent.mkdir(parents=True)
     left.touch()
-    execute(run, stage(Work()))
+    execute(run, stage(Work(), together=True))
     assert left.exists() and (run.directory / "one" / "done.json").is_file()

@@ -68,24 +68,26 @@ def test_no_healthy_case_is_an_error_that_names_the_cure():
 
 @pytest.fixture
 def scan(tmp_path) -> HealthyScan:
-    """Two lobes with intensity 0.2, 0.3 more on vessel: one voxel, far from the edges."""
+    """Two lobes with intensity 0.2, 0.1 more two voxels deep and 0.3 more on vessel: one voxel, far from the edges."""
     lobes = np.zeros((30, 40, 50), dtype=np.uint8)
     lobes[2:28, 5:35, 5:20], lobes[2:28, 5:35, 30:45] = 1, 3
-    reference = np.zeros(lobes.shape, dtype=np.uint8)
+    reference, inner = np.zeros((2, *lobes.shape), dtype=np.uint8)
     reference[15, 20, 36] = 1
-    np.save(tmp_path / "scan_image.npy", (0.2 * (lobes > 0) + 0.3 * reference).astype(np.float16))
+    inner[4:26, 7:33, 7:18] = inner[4:26, 7:33, 32:43] = 1
+    np.save(tmp_path / "scan_image.npy", (0.2 * (lobes > 0) + 0.1 * inner + 0.3 * reference).astype(np.float16))
     np.save(tmp_path / "scan_lobes.npy", lobes)
-    np.save(tmp_path / "reference.npy", reference)
+    np.save(tmp_path / "reference.npy", np.stack([reference, inner]))
     return HealthyScan(PreparedCase("a", tmp_path), tmp_path / "reference.npy")
 
 
-def test_image_vessels_and_lobes_of_a_patch_are_the_same_place(scan):
+def test_image_vessels_and_eroded_lungs_of_a_patch_are_the_same_place(scan):
     for seed in range(20):
         patch = random_patch(scan, 16, np.random.default_rng(seed))
         assert all(part.shape == (16,) * 3 and part.dtype == torch.float32 for part in vars(patch).values())
-        levels = sorted(patch.image.unique().tolist())
-        assert torch.equal(patch.image > 0, patch.inside == 1)
-        assert torch.equal(patch.vessels == 1, patch.image == levels[-1]) or patch.vessels.sum() == 0
+        levels = sorted(patch.image.unique().tolist())  # of background, border, inside and, if there is one, vessel
+        assert torch.equal(patch.image >= levels[2], patch.inside == 1)
+        assert torch.equal(patch.vessels == 1, patch.image == levels[-1]) or len(levels) == 3
+        assert patch.vessels.sum() == len(levels) - 3
 
 
 def test_half_of_the_patches_are_centred_on_a_vessel(scan):
@@ -107,7 +109,7 @@ def test_data_of_a_step_depend_on_seed_and_step_and_process_alone(scan):
     assert all(torch.equal(a.image, b.image) for a, b in zip(steps[5], two[1], strict=True))
 
 
-def test_losses_count_lobe_voxels_only():
+def test_losses_count_voxels_with_a_reference_only():
     logits = torch.tensor([0.0, 0.0, 0.0, 0.0, 50.0, -50.0]).reshape(1, 1, 1, 1, 6)
     target = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 1.0]).reshape(logits.shape)
     inside = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0]).reshape(logits.shape)
@@ -215,18 +217,19 @@ def test_only_healthy_cases_have_references(finished):
 
 def test_a_stopped_stage_does_only_what_is_missing(finished):
     folder = finished.directory / "vessels"
+    masks = folder / "masks"
     names = [one.name for one in read_cases(finished.data)]
-    expected = {name: np.load(folder / name / "scan.npy") for name in names}
+    expected = {name: np.load(masks / name / "scan.npy") for name in names}
     record = json.loads((folder / "done.json").read_text())
     (folder / "done.json").unlink()
-    (folder / names[1]).rename(folder / f"{names[1]}.tmp")  # as if it had been stopped while this was written
-    (folder / f"{names[1]}.tmp" / "scan.npy").write_bytes(b"half")
+    (masks / names[1]).rename(masks / f"{names[1]}.0.tmp")  # as if it had been stopped while this was written
+    (masks / f"{names[1]}.0.tmp" / "scan.npy").write_bytes(b"half")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy") if names[1] not in path.parent.name}
     execute(finished, VESSELS)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.rglob("*.tmp"))
     for name in names:
-        np.testing.assert_array_equal(np.load(folder / name / "scan.npy"), expected[name])
+        np.testing.assert_array_equal(np.load(masks / name / "scan.npy"), expected[name])
     assert finished.record("vessels")["results"] == record["results"]
 
 
@@ -236,12 +239,24 @@ def test_thick_vessels_are_left_out(finished):
     run = replace(finished, config=finished.config.model_copy(update={"vessels": limited}))
     folder = finished.directory / "limited"
     shutil.copytree(finished.directory / "vessels", folder)
-    shutil.rmtree(folder / cases[0].name)
+    shutil.rmtree(folder / "masks" / cases[0].name)
     vessels(run, folder)
     mask = scan_vessels(finished, cases[0]) > 0
     thin = without_thick(mask, spacing_mm=5.0, thickest_mm=10.0)
     assert not np.array_equal(thin, mask)
-    np.testing.assert_array_equal(np.load(folder / cases[0].name / "scan.npy"), thin)
+    np.testing.assert_array_equal(np.load(folder / "masks" / cases[0].name / "scan.npy"), thin)
+
+
+@pytest.mark.parametrize("name", ["references", "tensorboard", "masks"])
+def test_a_case_may_be_named_like_a_folder_of_the_stage(finished, tmp_path, monkeypatch, name):
+    shutil.copytree(finished.directory, tmp_path / "run")
+    run = replace(finished, directory=tmp_path / "run")
+    cases = read_cases(finished.data)
+    (run.directory / "prepare" / cases[-1].name).rename(run.directory / "prepare" / name)
+    monkeypatch.setattr(stage_module, "read_cases", lambda _: [*cases[:-1], replace(cases[-1], name=name)])
+    assert vessels(run, run.directory / "vessels")["cases"] == len(cases)
+    found = scan_vessels(run, replace(cases[-1], name=name))
+    np.testing.assert_array_equal(found, scan_vessels(finished, cases[-1]))
 
 
 def test_masks_are_refused_before_the_stage_is_done(finished, tmp_path):
@@ -249,11 +264,29 @@ def test_masks_are_refused_before_the_stage_is_done(finished, tmp_path):
         scan_vessels(replace(finished, directory=tmp_path), read_cases(finished.data)[0])
 
 
-def test_a_healthy_case_without_any_tube_is_named(scan):
-    np.save(scan.case.folder / "scan_image.npy", (0.2 * (scan.case.array("scan_lobes") > 0)).astype(np.float16))
+def give_geometry(scan: HealthyScan) -> None:
     geometry = {"size_zyx": [30, 40, 50], "spacing_zyx_mm": [1.5] * 3, "origin_xyz_mm": [0.0] * 3}
     (scan.case.folder / "geometries.json").write_text(
         json.dumps({"scan": geometry | {"direction": [1.0, 0, 0, 0, 1, 0, 0, 0, 1]}})
     )
+
+
+def test_references_tell_where_they_were_looked_for(scan):
+    """Of a tube across a lobe, what lies within 3 mm, two voxels, of the lobe's border is not looked for."""
+    image = 0.2 * (scan.case.array("scan_lobes") > 0)
+    image[2:28, 19:21, 36:38] = 0.7
+    np.save(scan.case.folder / "scan_image.npy", image.astype(np.float16))
+    give_geometry(scan)
+    _, inner = np.load(scan.reference)
+    stage_module._write_reference(VesselSettings(), scan)
+    reference, eroded_lungs = np.load(scan.reference)
+    assert reference.dtype == np.uint8
+    np.testing.assert_array_equal(eroded_lungs, inner)
+    assert reference[8:22, 19:21, 36:38].all() and not reference[inner == 0].any()
+
+
+def test_a_healthy_case_without_any_tube_is_named(scan):
+    np.save(scan.case.folder / "scan_image.npy", (0.2 * (scan.case.array("scan_lobes") > 0)).astype(np.float16))
+    give_geometry(scan)
     with pytest.raises(InputError, match=r"case a: no vessel found 3\.0 mm or more inside the lungs"):
         stage_module._write_reference(VesselSettings(), scan)

@@ -35,7 +35,8 @@ def draw_figure(per_scan: pd.DataFrame, table: Sequence[Entry], path: Path, *, m
     """Write a PNG with a line per row.
 
     Left: the IoU of each scan as a point, joined across rows by a thin line, and the mean as a bar; beside it mean and
-    p after Bonferroni's correction. Right: kappa of the lobe scores with its 95 % confidence interval.
+    p after Bonferroni's correction. Right: kappa of the lobe scores with its 95 % confidence interval over
+    lobes.
 
     Args:
         per_scan: a line per row and scan, with columns ``row``, ``case`` and ``iou``.
@@ -104,7 +105,8 @@ def _draw_kappa(axes: Axes, table: Sequence[Entry]) -> None:
         1.0,
         *(entry[key] for entry in table for key in ("kappa_low", "kappa_high") if entry[key] is not None),
     ]
-    axes.set(xlim=(min(limits) - 0.02, max(limits) + 0.02), xlabel="linear weighted kappa\nof lobe scores (95 % CI)")
+    axes.set(xlim=(min(limits) - 0.02, max(limits) + 0.02))
+    axes.set_xlabel("linear weighted kappa of lobe\nscores (95 % CI over lobes)")
     axes.axvline(0, color="black", linewidth=0.6)
 
 

@@ -10,13 +10,19 @@ from numpy.typing import NDArray
 import evaluation.errors
 from algorithm.errors import InputError
 from algorithm.lobes import LOBES
-from algorithm.subtypes import ReferenceComponents, find_components, paint, vote
+from algorithm.subtypes import DEFAULT_RULES, ReferenceComponents, VoteRules, find_components, paint, vote
 from evaluation.agreement import scores_from_percentages
 from evaluation.metrics import SUBTYPES, iou, lesion_ious, lobe_percentages, overlap
 from training.cases import UNKNOWN_SUBTYPE, Case, Scan
 
 
-def measure(case: Case, scan: Scan, lesions: NDArray[np.bool_], components: ReferenceComponents) -> dict[str, Any]:
+def measure(
+    case: Case,
+    scan: Scan,
+    lesions: NDArray[np.bool_],
+    components: ReferenceComponents,
+    rules: VoteRules = DEFAULT_RULES,
+) -> dict[str, Any]:
     """Measure a lesion mask against the reference lesions inside the lobes, and against the lobe scores.
 
     The connected lesions of the mask get their subtypes by vote; the reference has its own.
@@ -26,19 +32,21 @@ def measure(case: Case, scan: Scan, lesions: NDArray[np.bool_], components: Refe
         scan: its images, reference lesions among them.
         lesions: bool (z, y, x) on the CT's grid, none outside the lobes.
         components: lesions of known subtype, which vote.
+        rules: of the vote.
 
     Returns:
         ``iou`` and ``iou_<subtype>`` (None where neither mask holds the subtype, and throughout where the reference
         holds lesion of unknown subtype); ``reference_voxels``,
         ``predicted_voxels`` and ``common_voxels``; and per lobe ``reference_<lobe>`` and ``predicted_<lobe>``, scores 0
-        to 5 (None for a lobe that was not scored, or has no voxel).
+        to 5, and ``percent_<lobe>``, the share of predicted lesion that ``predicted_<lobe>`` is read off, 0 to 100
+        (None for a lobe that was not scored, or has no voxel).
 
     Raises:
         InputError: the scan has no reference lesions, or they hold an unknown label.
     """
     reference = reference_labels(case, scan)
     found = find_components(lesions, scan.ct.array, voxel_ml=scan.ct.geometry.voxel_ml)
-    predicted = paint(found, vote(found, components))
+    predicted = paint(found, vote(found, components, rules))
     is_known = not (reference == UNKNOWN_SUBTYPE).any()
     try:
         ious = lesion_ious(reference, predicted) if is_known else {"overall": iou(reference > 0, predicted > 0)}
@@ -66,10 +74,11 @@ def reference_labels(case: Case, scan: Scan) -> NDArray[np.integer]:
     return np.where(scan.lobes.array > 0, scan.lesions.array, 0)
 
 
-def _scores(case: Case, percentages: dict[str, float | None]) -> dict[str, int | None]:
-    scores: dict[str, int | None] = {}
+def _scores(case: Case, percentages: dict[str, float | None]) -> dict[str, float | None]:
+    scores: dict[str, float | None] = {}
     for lobe in LOBES:
         percent = percentages[lobe.key]
         scores[f"reference_{lobe.key}"] = case.scores.get(lobe.label)
         scores[f"predicted_{lobe.key}"] = None if percent is None else int(scores_from_percentages(percent))
+        scores[f"percent_{lobe.key}"] = percent
     return scores

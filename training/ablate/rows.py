@@ -39,7 +39,8 @@ def table_rows(config: TrainingConfig) -> list[Row]:
     """All rows in order (dRAM paper, Table II b, with a threshold as row 0).
 
     Raises:
-        InputError: a step of the method has no weight in the settings, so that its row would add nothing.
+        InputError: a step of the method is off in the settings, so that its row would add nothing, or `CONTEXT` would
+            build on a weaker network than the row before it.
     """
     return [
         Row("threshold", THRESHOLD, (), is_weak=False),
@@ -67,20 +68,22 @@ def _dram_rows(main: RegressSettings) -> list[Row]:
         raise InputError(
             "settings regress: refinement.weight is 0, so row '+ refinement' would add nothing; expected one above 0"
         )
+    off = [name for name in ("attention", "suppress_vessels") if not getattr(main, name)]
+    if off:
+        raise InputError(
+            f"settings regress: got {' and '.join(f'{name} = false' for name in off)}, so {CONTEXT!r} would build on a "
+            "weaker network than the row before it; expected true"
+        )
     regularised = main.model_copy(update={"refinement": OFF, "attention": False, "suppress_vessels": False})
     refined = regularised.model_copy(update={"refinement": main.refinement})
-    attentive = refined.model_copy(update={"attention": True})
     variants = {
         ("dram-raw", "dRAM raw"): regularised.model_copy(update={"equivariance": OFF, "entropy": OFF}),
         ("dram-regulariser", "+ regulariser"): regularised,
         ("dram-refinement", "+ refinement"): refined,
-        ("dram-attention", "+ attention"): attentive,
-        ("dram-vessel-suppression", "+ vessel suppression"): attentive.model_copy(update={"suppress_vessels": True}),
+        ("dram-attention", "+ attention"): refined.model_copy(update={"attention": True}),
+        ("dram-vessel-suppression", "+ vessel suppression"): main,
     }
-    return [Row(slug, name, _needs(settings, main), settings) for (slug, name), settings in variants.items()]
-
-
-def _needs(settings: RegressSettings, main: RegressSettings) -> tuple[str, ...]:
-    if settings == main:
-        return ("prepare", "regress")
-    return ("prepare", "vessels") if settings.suppress_vessels else ("prepare",)
+    return [
+        Row(slug, name, ("prepare", "regress") if settings == main else ("prepare",), settings)
+        for (slug, name), settings in variants.items()
+    ]

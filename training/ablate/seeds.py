@@ -18,7 +18,7 @@ from training.files import read_json, write_text
 from training.parallel import console
 from training.stages import RECORD
 
-FEWEST_RUNS = 2
+FEWEST_RUNS = 3
 
 
 def compare_seeds(runs: Sequence[Path], out: Path) -> pd.DataFrame:
@@ -36,7 +36,7 @@ def compare_seeds(runs: Sequence[Path], out: Path) -> pd.DataFrame:
         the row before have none.
 
     Raises:
-        InputError: fewer than two runs, one without a finished comparison, or runs that differ in more than the seed.
+        InputError: fewer than three runs, one without a finished comparison, or runs that differ in more than the seed.
     """
     if len(runs) < FEWEST_RUNS:
         raise InputError(f"got {len(runs)} run directories, expected at least {FEWEST_RUNS} that differ in their seed")

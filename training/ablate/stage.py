@@ -36,8 +36,8 @@ def ablate(run: Run, folder: Path) -> dict[str, Any]:
         ``test_cases``, ``m`` (comparisons in table b), ``rows`` (table b) and ``subtypes`` (table a).
 
     Raises:
-        InputError: no test case has reference lesions, a stage that a row needs is not done, or a row was begun on
-            another basis.
+        InputError: no test case has reference lesions, a stage that a row needs is not done, a step of the method
+            is off in the settings, or a row was begun on another basis.
     """
     cases = [case for case in of_split(read_cases(run.data), "test") if case.lesions is not None]
     if not cases:
@@ -73,6 +73,7 @@ def _basis(run: Run, row: Row) -> dict[str, Any]:
     return {
         "settings": None if row.settings is None else row.settings.model_dump(mode="json"),
         "pseudo": run.config.pseudo.model_dump(mode="json"),
+        "subtypes": run.config.subtypes.model_dump(mode="json"),
         "seed": run.config.seed,
         "data_sha256": sha256((run.data / TABLE).read_bytes()),
         "stages_sha256": {stage: sha256((run.folder(stage) / RECORD).read_bytes()) for stage in stages},
@@ -90,7 +91,8 @@ def _finish_row(run: Run, row: Row, folder: Path, basis: dict[str, Any], cases: 
     for case in track(cases, row.name, console=console):
         scan = read_scan(case)
         lesions = predict(case, scan)
-        values.append({"row": row.name, "case": case.name, **measure(case, scan, lesions, components)})
+        measures = measure(case, scan, lesions, components, run.config.subtypes)
+        values.append({"row": row.name, "case": case.name, **measures})
         if case.name in pictured:
             save_slice(folder, case, scan, lesions)
     write_text(folder / PER_SCAN, pd.DataFrame(values).to_csv(index=False))
@@ -100,8 +102,8 @@ def _report(run: Run, folder: Path, rows: Sequence[Row], cases: Sequence[Case]) 
     header, *lines = [line for row in rows for line in _lines(folder / row.slug / PER_SCAN)]
     write_text(folder / PER_SCAN, "".join([header, *(line for line in lines if line != header)]))
     per_scan = _read_values(folder / PER_SCAN)
-    compared = compared_rows(rows)
-    entries_a, entries_b = table_a(per_scan), table_b(per_scan, compared)
+    compared, seed = compared_rows(rows), run.config.seed
+    entries_a, entries_b = table_a(per_scan, seed=seed), table_b(per_scan, compared, seed=seed)
     texts = {"table_a": markdown_a(entries_a), "table_b": markdown_b(entries_b, m=len(compared))}
     for name, entries in (("table_a", entries_a), ("table_b", entries_b)):
         write_text(folder / f"{name}.csv", pd.DataFrame(entries).to_csv(index=False))

@@ -9,33 +9,54 @@ import numpy as np
 import pandas as pd
 
 from algorithm.lobes import LOBES
-from evaluation.agreement import linear_weighted_kappa
+from evaluation.agreement import (
+    CATEGORIES,
+    LOWEST_BORDER_PERCENT,
+    linear_weighted_kappa,
+    score_table,
+    scores_from_percentages,
+)
+from evaluation.bootstrap import kappa_interval
 from evaluation.metrics import SUBTYPES
 from evaluation.significance import PairedTest, bonferroni, wilcoxon_signed_rank
 from training.ablate.rows import CAM_REFINED, CONTEXT, SUPERVISED
 
 IOU_COLUMNS = {"overall": "iou", **{subtype: f"iou_{subtype}" for subtype in SUBTYPES.values()}}
 ROWS_A = {CAM_REFINED: CAM_REFINED, CONTEXT: "dRAM full (+ context)", SUPERVISED: SUPERVISED}
+LOWEST_BORDERS_PERCENT = {
+    "kappa": LOWEST_BORDER_PERCENT,
+    "kappa_border_0_5_percent": 0.5,
+    "kappa_border_0_percent": 0.0,
+}
+"""Where predicted score 1 begins, by the name under which kappa is given for it."""
+KAPPA_HEADER = ("kappa (95 % CI over lobes)", "CI over scans", "kappa at 0.5 %", "kappa at 0 %", "agreement")
+KAPPA_NOTE = (
+    "Kappa: predicted score 1 begins at 1 % of a lobe, or where the column says so (at 0 %: with any lesion). The "
+    "interval over lobes takes them as independent and is somewhat too narrow; the one over scans redraws whole scans "
+    "(bootstrap).\n"
+)
 NO_TEST = PairedTest(n=0, n_nonzero=0, median_difference=None, statistic=None, p=None)
 
 Entry = dict[str, Any]
 
 
-def table_b(per_scan: pd.DataFrame, compared: Sequence[str]) -> list[Entry]:
+def table_b(per_scan: pd.DataFrame, compared: Sequence[str], *, seed: int) -> list[Entry]:
     """Lesion IoU and score agreement of every row.
 
     Args:
         per_scan: a line per row and scan, with columns ``row``, ``case`` and those of `measure`.
         compared: the rows that are tested against `CONTEXT`; their number is Bonferroni's m.
+        seed: of the bootstrap.
 
     Returns:
         An entry per row, in the order of ``per_scan``: mean, median and pooled IoU (pooled: of the voxels of all scans
-        together, None without any lesion), the scans in which the row has no lesion, kappa, and for the compared rows
-        the two-sided Wilcoxon signed-rank test of their IoU against `CONTEXT`'s, with the median of row - `CONTEXT`.
+        together, None without any lesion), the scans in which the row has no lesion, kappa with its intervals over
+        lobes and over scans and at each of `LOWEST_BORDERS_PERCENT`, and for the compared rows the two-sided Wilcoxon
+        signed-rank test of their IoU against `CONTEXT`'s, with the median of row - `CONTEXT`.
     """
     entries = []
     for row, values in per_scan.groupby("row", sort=False):
-        entry: Entry = {"row": row, "scans": len(values), **_ious(values), **_kappa(values)}
+        entry: Entry = {"row": row, "scans": len(values), **_ious(values), **_kappa(values, seed=seed)}
         test = _test(per_scan, "iou", str(row)) if row in compared else NO_TEST
         entry["median_difference"] = _rounded(test.median_difference)
         entry["p"] = _significant(test.p)
@@ -44,7 +65,7 @@ def table_b(per_scan: pd.DataFrame, compared: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def table_a(per_scan: pd.DataFrame) -> list[Entry]:
+def table_a(per_scan: pd.DataFrame, *, seed: int) -> list[Entry]:
     """IoU of all lesions and of each subtype, and score agreement, of three methods.
 
     A scan counts for a subtype if the reference or the prediction holds it. The baseline is tested against the full
@@ -52,6 +73,7 @@ def table_a(per_scan: pd.DataFrame) -> list[Entry]:
 
     Args:
         per_scan: as for `table_b`.
+        seed: of the bootstrap.
     """
     entries = []
     for row, name in ROWS_A.items():
@@ -62,7 +84,7 @@ def table_a(per_scan: pd.DataFrame) -> list[Entry]:
             entry[f"{key}_iou"] = _rounded(values[column].mean())
             entry[f"{key}_scans"] = int(values[column].count())
             entry[f"{key}_p_bonferroni"] = _significant(bonferroni(p, comparisons=len(IOU_COLUMNS)))
-        entries.append(entry | _kappa(values))
+        entries.append(entry | _kappa(values, seed=seed))
     return entries
 
 
@@ -75,20 +97,19 @@ def markdown_b(table: Sequence[Entry], *, m: int) -> str:
             _text(entry["median_iou"]),
             _text(entry["pooled_iou"]),
             str(entry["empty_predictions"]),
-            _kappa_text(entry),
-            entry["agreement"] or "-",
+            *_kappa_texts(entry),
             _text(entry["median_difference"], "+.3f"),
             _text(entry["p"], ".2g"),
             _text(entry["p_bonferroni"], ".2g"),
         ]
         for entry in table
     ]
-    header = ["row", "mean IoU", "median IoU", "pooled IoU", "empty", "kappa (95 % CI)", "agreement"]
+    header = ["row", "mean IoU", "median IoU", "pooled IoU", "empty", *KAPPA_HEADER]
     note = (
         f"{table[0]['scans']} scans, {table[0]['empty_references']} of them without a lesion in the reference; "
         f"{table[0]['lobes']} scored lobes. Difference and p: two-sided Wilcoxon signed-rank test of the IoU per scan "
         f"against {CONTEXT!r}, Bonferroni m = {m}. Empty: scans in which the row has no lesion; where the reference "
-        "has none either, IoU is 1. The interval of kappa takes lobes as independent and is somewhat too narrow.\n"
+        f"has none either, IoU is 1. {KAPPA_NOTE}"
     )
     return _markdown([*header, "median difference", "p", f"p × {m}"], lines) + "\n" + note
 
@@ -99,18 +120,17 @@ def markdown_a(table: Sequence[Entry]) -> str:
         [
             entry["row"],
             *(f"{_text(entry[f'{key}_iou'])} (n = {entry[f'{key}_scans']})" for key in IOU_COLUMNS),
-            _kappa_text(entry),
-            entry["agreement"] or "-",
+            *_kappa_texts(entry),
         ]
         for entry in table
     ]
-    header = ["method", *(key.replace("_", "-") for key in IOU_COLUMNS), "kappa (95 % CI)", "agreement"]
+    header = ["method", *(key.replace("_", "-") for key in IOU_COLUMNS), *KAPPA_HEADER]
     baseline = table[0]
     tests = ", ".join(f"{key.replace('_', '-')} {_text(baseline[f'{key}_p_bonferroni'], '.2g')}" for key in IOU_COLUMNS)
     note = (
         "Mean IoU over the n scans in which the reference or the method holds the subtype. "
         f"{baseline['row']} against {ROWS_A[CONTEXT]}, two-sided Wilcoxon signed-rank test, p times m = "
-        f"{len(IOU_COLUMNS)}: {tests}.\n"
+        f"{len(IOU_COLUMNS)}: {tests}. {KAPPA_NOTE}"
     )
     return _markdown(header, lines) + "\n" + note
 
@@ -127,19 +147,31 @@ def _ious(values: pd.DataFrame) -> Entry:
     }
 
 
-def _kappa(values: pd.DataFrame) -> Entry:
+def _kappa(values: pd.DataFrame, *, seed: int) -> Entry:
     """Agreement over all scored lobes of all scans."""
-    reference, predicted = (
-        values[[f"{side}_{lobe.key}" for lobe in LOBES]].to_numpy(dtype=float).ravel()
-        for side in ("reference", "predicted")
+    reference, percent = (
+        values[[f"{kind}_{lobe.key}" for lobe in LOBES]].to_numpy(dtype=float) for kind in ("reference", "percent")
     )
-    scored = np.isfinite(reference) & np.isfinite(predicted)
-    kappa = linear_weighted_kappa(reference[scored].astype(int).tolist(), predicted[scored].astype(int).tolist())
+    scored = np.isfinite(reference) & np.isfinite(percent)
+    scores = reference[scored].astype(int).tolist()
+    kappas = {
+        name: linear_weighted_kappa(scores, scores_from_percentages(percent[scored], lowest_border=border).tolist())
+        for name, border in LOWEST_BORDERS_PERCENT.items()
+    }
+    by_scan = [
+        score_table(reference[scan, lobes], scores_from_percentages(percent[scan, lobes]))
+        for scan, lobes in enumerate(scored)
+        if lobes.any()
+    ]
+    over_scans = kappa_interval(np.array(by_scan, dtype=np.int64).reshape(-1, CATEGORIES, CATEGORIES), seed=seed)
+    kappa = kappas["kappa"]
     return {
         "lobes": kappa.n,
-        "kappa": _rounded(kappa.kappa),
+        **{name: _rounded(value.kappa) for name, value in kappas.items()},
         "kappa_low": _rounded(kappa.ci_low),
         "kappa_high": _rounded(kappa.ci_high),
+        "kappa_scans_low": _rounded(over_scans.low),
+        "kappa_scans_high": _rounded(over_scans.high),
         "agreement": kappa.word,
     }
 
@@ -158,10 +190,19 @@ def _significant(p: float | None) -> float | None:
     return None if p is None else float(f"{p:.3g}")
 
 
-def _kappa_text(entry: Entry) -> str:
-    if entry["kappa_low"] is None:
-        return _text(entry["kappa"])
-    return f"{entry['kappa']:.3f} ({entry['kappa_low']:.3f}, {entry['kappa_high']:.3f})"
+def _kappa_texts(entry: Entry) -> list[str]:
+    """What stands below `KAPPA_HEADER`."""
+    over_lobes, over_scans = (
+        "-" if entry[f"{name}_low"] is None else f"({entry[f'{name}_low']:.3f}, {entry[f'{name}_high']:.3f})"
+        for name in ("kappa", "kappa_scans")
+    )
+    first, *others = (_text(entry[name]) for name in LOWEST_BORDERS_PERCENT)
+    return [
+        first if over_lobes == "-" else f"{first} {over_lobes}",
+        over_scans,
+        *others,
+        entry["agreement"] or "-",
+    ]
 
 
 def _text(value: float | None, form: str = ".3f") -> str:

@@ -7,7 +7,6 @@ An importer is a module with ``SOURCE`` and ``read(root, ...) -> list[PendingCas
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk
 
 from algorithm.errors import InputError
-from algorithm.images import Volume, require_same_grid, write_labels
+from algorithm.images import Volume, require_same_grid
 from algorithm.lobes import LOBES, check_lobes
 from algorithm.subtypes import SUBTYPES
 from training.cases import COLUMNS, TABLE, UNKNOWN_SUBTYPE
-from training.files import write_json, write_text
+from training.files import remove_stale, write_image, write_json, write_text
 from training.importers.lobes import (
     LOBE_MAPS,
     LobeFiles,
@@ -152,26 +150,30 @@ class _Outcome:
 
 
 def _import_case(job: _Job) -> _Outcome:
-    return _outcome(job, lambda: _finished(job) or _write_case(job))
+    record = _finished(job)
+    return _written(job, _read_case) if record is None else _Outcome(job.name, record=record)
 
 
 def _write_ct_only(job: _Job) -> _Outcome:
-    def write() -> dict[str, Any]:
-        if not job.path("ct").is_file():
-            _write_ct(job.case.load().ct, job.path("ct"))
-        return {}
-
-    return _outcome(job, write)
+    if job.path("ct").is_file():
+        return _Outcome(job.name, record={})
+    return _written(job, lambda job: ({"ct": job.case.load().ct}, {}))
 
 
-def _outcome(job: _Job, work: Callable[[], dict[str, Any]]) -> _Outcome:
-    """Problems are returned, so that one bad case does not hide another."""
+def _written(job: _Job, read: Callable[[_Job], tuple[dict[str, Volume], dict[str, Any]]]) -> _Outcome:
+    """Write a case; problems in reading it are returned, so that one bad case does not hide another."""
     try:
-        return _Outcome(job.case.name, record=work())
+        images, record = read(job)
     except LeftOut as reason:
         return _Outcome(job.case.name, left_out=str(reason))
     except InputError as error:
         return _Outcome(job.case.name, problem=f"{job.case.name}: {error}")
+    job.record.unlink(missing_ok=True)
+    for what, volume in images.items():
+        write_image(job.path(what), volume)
+    if record:
+        write_json(job.record, record)
+    return _Outcome(job.name, record=record)
 
 
 def _finished(job: _Job) -> dict[str, Any] | None:
@@ -182,14 +184,15 @@ def _finished(job: _Job) -> dict[str, Any] | None:
     return record if complete and record["lobes_from"] == job.lobes_from() else None
 
 
-def _write_case(job: _Job) -> dict[str, Any]:
+def _read_case(job: _Job) -> tuple[dict[str, Volume], dict[str, Any]]:
+    """The images of a case by what they show, and the record of it."""
     imported = job.case.load()
     lobes = imported.lobes if job.lobes is None else job.lobes.read(job.case.name)
     if lobes is None:
         raise ValueError(f"{job.case.name} has no lobes, expected some of a case that brings them")
     lobes = check_lobes(lobes, imported.ct)
     require_plausible_lobes(lobes)
-    images, lesions = {"lobes": lobes}, imported.lesions
+    images, lesions = {"ct": imported.ct, "lobes": lobes}, imported.lesions
     if lesions is not None:
         require_same_grid(lesions, imported.ct, "lesion mask")
         require_labels(lesions, (*SUBTYPES, UNKNOWN_SUBTYPE))
@@ -198,23 +201,11 @@ def _write_case(job: _Job) -> dict[str, Any]:
     scores = imported.scores or (derive_scores(lesions, lobes) if lesions is not None else {})
     record = {
         "lobes_from": job.lobes_from(),
-        "images": ["ct", *images],
+        "images": [*images],
         "scores": {lobe.key: scores[lobe.label] for lobe in present if lobe.label in scores},
         "unscored": [lobe.key for lobe in present if scores and lobe.label not in scores],
     }
-    job.record.unlink(missing_ok=True)
-    _write_ct(imported.ct, job.path("ct"))
-    for what, volume in images.items():
-        write_labels(volume, job.path(what))
-    write_json(job.record, record)
-    return record
-
-
-def _write_ct(ct: Volume, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as partial:
-        unnamed = Path(partial) / path.name
-        sitk.WriteImage(ct.to_sitk(), str(unnamed), useCompression=True)
-        unnamed.replace(path)
+    return images, record
 
 
 def _row(case: PendingCase, record: dict[str, Any]) -> dict[str, str]:
@@ -249,6 +240,7 @@ def _claim(out: Path, source: Source) -> None:
             f"{out}: holds another data set (see {LICENCE}), expected {source.name}; choose a new directory"
         )
     (out / "images").mkdir(parents=True, exist_ok=True)
+    remove_stale(out / "images")
     (out / TABLE).unlink(missing_ok=True)
     write_text(licence, text)
 

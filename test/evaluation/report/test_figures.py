@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from evaluation.comparison import Comparison, judge_methods
+from evaluation.report import figures
 from evaluation.report.figures import involvement_figure, iou_figure, score_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -29,26 +31,40 @@ def test_a_figure_is_one_svg_that_names_every_method(comparison, draw) -> None:
     assert any("cost in $ & $" in text for text in texts(svg))
 
 
-def test_the_confusion_matrices_show_every_count(comparison) -> None:
-    for method in comparison.metrics["methods"].values():
-        method["score_table"][3][4] = 77
+def test_the_confusion_matrices_show_every_count_and_kappa(comparison) -> None:
+    good, poor = comparison.metrics["methods"].values()
+    good["score_table"][3][4] = 77
+    good["aggregates"]["kappa"]["value"] = None
+    poor["aggregates"]["kappa"]["value"] = -0.0412
     words = texts(score_figure(comparison))
-    assert words.count("77") == 2
-    assert not any("kappa None" in word for word in words)
+    assert words.count("77") == 1
+    assert "good" in words  # nothing behind it
+    assert any(word.endswith("kappa −0.041") for word in words)
 
 
 def test_the_limits_of_agreement_by_hand(comparison) -> None:
     # good differs nowhere; poor by -10, -10, 10 and 5 percent points in ten lobes: mean -0.5, SD sqrt(322.5 / 9).
     words = texts(involvement_figure(comparison))
-    half = 1.96 * (322.5 / 9) ** 0.5
-    assert "mean -0.5" in words
-    assert f"limits {-0.5 - half:+.1f} to {-0.5 + half:+.1f}" in words
-    assert "limits +0.0 to +0.0" in words
+    # 1.96 SD = 11.73.
+    assert "mean −0.5, limits −12.2 to +11.2" in words
+    assert "mean 0.0, limits 0.0 to 0.0" in words
+    assert {"predicted − reference", "(percent points)"} <= set(words)
+
+
+def test_the_plots_of_differences_fit_the_data_and_share_their_range(comparison, monkeypatch) -> None:
+    monkeypatch.setattr(figures, "svg", lambda figure: figure)
+    ranges = [axes.get_ylim() for axes in involvement_figure(comparison).axes]
+    assert ranges[0] == ranges[1]
+    low, high = ranges[0]
+    assert -15 < low < -12.2
+    assert 11.2 < high < 14
 
 
 def test_one_scan_has_no_interval(comparison) -> None:
+    with_intervals = iou_figure(comparison)  # an error bar is a collection of lines
     scans = {name: scores[:1] for name, scores in comparison.scans.items()}
     for method in comparison.metrics["methods"].values():
         method["aggregates"]["iou"]["overall"] |= {"ci_low": None, "ci_high": None}
-    one = Comparison(comparison.cases, comparison.masks, scans, comparison.metrics, None)
-    assert iou_figure(one).startswith("<svg")
+    one = replace(comparison, scans=scans)
+    assert "LineCollection" in with_intervals
+    assert "LineCollection" not in iou_figure(one)

@@ -6,10 +6,11 @@ import io
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 
 from evaluation.comparison import judge_methods
-from evaluation.errors import InputError
-from evaluation.report.overlays import overlays, telling_slice
+from evaluation.report.overlays import EMPTY, overlays, telling_slice
 
 
 def judged(reference, methods):
@@ -39,13 +40,35 @@ def test_nothing_is_drawn_without_cts(reference, methods) -> None:
     assert overlays(judged(reference, methods)) == {"worst": [], "best": []}
 
 
-def test_refuses_a_ct_of_another_grid_and_a_missing_one(with_cts, methods, write_mask) -> None:
-    write_mask(with_cts / "ct-a.mha", np.zeros((6, 4, 5), np.int16), shift_mm=3.0)
-    with pytest.raises(InputError, match="case a: ct-a.mha: got size_zyx .* expected the reference's size_zyx"):
-        overlays(judged(with_cts, methods))
-    (with_cts / "ct-a.mha").unlink()
-    with pytest.raises(InputError, match="case a: .*ct-a.mha: got no readable CT; correct or empty the column ct"):
-        overlays(judged(with_cts, methods))
+def test_says_which_slice_is_shown(with_cts, methods) -> None:
+    drawn = overlays(judged(with_cts, methods))["worst"]
+    # Of the reference's 4 and 2 voxels most lie in the first slice; scan b has only a false voxel in the fifth.
+    assert [(overlay.case, overlay.slice_number, overlay.slices) for overlay in drawn] == [("b", 5, 6), ("a", 1, 6)]
+
+
+@pytest.fixture
+def panels(monkeypatch) -> list[Figure]:
+    """The figures that are drawn."""
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *rest, **options: (drawn.append(self), save(self, *rest, **options))
+    )
+    return drawn
+
+
+def test_a_methods_panel_shows_the_reference_dashed_or_that_it_is_empty(with_cts, methods, panels) -> None:
+    overlays(judged(with_cts, methods))
+    for figure, dashed, words in (
+        (panels[0], [0, 0, 0], [[EMPTY], [EMPTY], []]),
+        (panels[1], [0, 1, 1], [[], [], []]),
+    ):
+        assert [sum(is_dashed(lines) for lines in axes.collections) for axes in figure.axes] == dashed
+        assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == words
+
+
+def is_dashed(lines: LineCollection) -> bool:
+    return any(dashes is not None for _, dashes in lines.get_linestyle())
 
 
 def test_the_slice_with_most_of_the_first_mask_that_has_any() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -11,10 +14,15 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+import evaluation
 from evaluation.compare import compare_methods
+from evaluation.report.formats import interval
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+IS_REQUIRED = os.environ.get("CI_BROWSER") == "1"
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None and not IS_REQUIRED, reason="no chromium here: apt-get install chromium"
+)
 
 
 @pytest.fixture
@@ -26,6 +34,8 @@ def page(tmp_path, with_cts, methods) -> Path:
 
 def browse(page: Path, tmp_path: Path, *options: str) -> tuple[str, list[str]]:
     """What the browser writes, and the lines that it has put on its console."""
+    if CHROMIUM is None:
+        pytest.fail("CI_BROWSER=1 and no chromium: apt-get install chromium")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
     command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", *options, page.as_uri()]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -54,6 +64,23 @@ def test_the_page_points_to_nothing_outside(page) -> None:
     assert any(target.startswith("data:image/png") for target in links.targets)
     for target in links.targets:
         assert target.startswith("data:") or target[1:] in links.ids, target
+
+
+def test_says_what_it_was_made_from(page) -> None:
+    text = page.read_text()
+    assert "Reference: ground_truth · 2 scans" in text
+    assert f"Evaluation {evaluation.__version__}." in text
+    assert "slice 1 of 6 · good: IoU 1.000" in text
+
+
+def test_both_intervals_of_kappa_have_their_names(page) -> None:
+    text = " ".join(re.sub(r"<[^>]*>", " ", page.read_text()).split())
+    metrics = json.loads(page.with_name("metrics.json").read_text())
+    kappa = metrics["methods"]["<poor> & worse"]["aggregates"]["kappa"]
+    assert f"95 % CI, analytic {interval(kappa)}".replace("\u00a0", " ") in text.replace("\u00a0", " ")
+    assert f"95 % CI over scans {interval(kappa['scan_bootstrap'])}".replace("\u00a0", " ") in text.replace(
+        "\u00a0", " "
+    )
 
 
 def test_names_are_text(page) -> None:

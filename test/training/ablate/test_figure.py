@@ -19,7 +19,6 @@ ROWS = table_rows(TrainingConfig())
 def made_up() -> pd.DataFrame:
     """24 scans, in each of which `CONTEXT` is better than any other row: p is as long to write as it gets."""
     rng = np.random.default_rng(1)
-    scores = [f"{side}_{lobe}" for side in ("reference", "predicted") for lobe in LOBES]
     voxels = {"reference_voxels": 10, "predicted_voxels": 10, "common_voxels": 5}
     return pd.DataFrame(
         {
@@ -27,7 +26,8 @@ def made_up() -> pd.DataFrame:
             "case": str(case),
             "iou": 0.5 * rng.random() + 0.5 * (row.name == CONTEXT),
             **voxels,
-            **{name: rng.integers(6) for name in scores},
+            **{f"reference_{lobe}": rng.integers(6) for lobe in LOBES},
+            **{f"percent_{lobe}": 100 * rng.random() ** 2 for lobe in LOBES},
         }
         for row in ROWS
         for case in range(24)
@@ -56,7 +56,7 @@ def drawn(per_scan, path) -> Figure:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.ablate.figure.Figure", Kept)
-        draw_figure(per_scan, table_b(per_scan, compared_rows(ROWS)), path, m=7)
+        draw_figure(per_scan, table_b(per_scan, compared_rows(ROWS), seed=0), path, m=7)
     return figures[0]
 
 
@@ -95,8 +95,8 @@ def test_no_text_covers_another(drawn):
 
 def test_an_undefined_kappa_does_not_stop_the_figure(tmp_path):
     per_scan = made_up()
-    per_scan[[f"{side}_{lobe}" for side in ("reference", "predicted") for lobe in LOBES]] = None
-    table = table_b(per_scan, compared_rows(ROWS))
+    per_scan[[f"{side}_{lobe}" for side in ("reference", "percent") for lobe in LOBES]] = None
+    table = table_b(per_scan, compared_rows(ROWS), seed=0)
     assert {entry["kappa"] for entry in table} == {None}
     draw_figure(per_scan, table, tmp_path / "figure.png", m=7)
     assert (tmp_path / "figure.png").stat().st_size > 0

@@ -54,14 +54,19 @@ def test_measures_of_a_prediction_counted_by_hand():
         "common_voxels": 2,
         "reference_lul": 3,
         "predicted_lul": 4,  # 3 of 5 voxels
+        "percent_lul": 60.0,
         "reference_lll": 0,
         "predicted_lll": 2,  # 1 of 5 voxels
+        "percent_lll": 20.0,
         "reference_rul": 1,
         "predicted_rul": 0,
+        "percent_rul": 0.0,
         "reference_rll": None,  # absent lobes
         "predicted_rll": None,
+        "percent_rll": None,
         "reference_rml": None,
         "predicted_rml": None,
+        "percent_rml": None,
     }
 
 

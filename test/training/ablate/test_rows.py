@@ -61,9 +61,19 @@ def test_each_row_switches_one_step_on(slug, switches):
 def test_a_row_with_the_settings_of_the_run_reads_its_stage():
     assert rows_of()["dram-vessel-suppression"].needs == ("prepare", "regress")
     assert rows_of()["dram-attention"].needs == ("prepare",)
-    without = rows_of(suppress_vessels=False)
-    assert without["dram-attention"].needs == ("prepare", "regress")
-    assert without["dram-vessel-suppression"].needs == ("prepare", "vessels")
+
+
+@pytest.mark.parametrize(
+    ("off", "got"),
+    [
+        ({"attention": False}, "got attention = false, so"),
+        ({"suppress_vessels": False}, "got suppress_vessels = false, so"),
+        ({"attention": False, "suppress_vessels": False}, "got attention = false and suppress_vessels = false, so"),
+    ],
+)
+def test_the_last_weak_row_builds_on_every_step_before_it(off, got):
+    with pytest.raises(InputError, match=rf"settings regress: {got} '\+ context' would build on a weaker network"):
+        rows_of(**off)
 
 
 def test_one_regulariser_is_enough_for_its_row():

@@ -7,7 +7,10 @@ import pytest
 from matplotlib.image import imread
 
 import training.ablate.stage
+import training.ablate.tables
 from algorithm.errors import InputError
+from evaluation.agreement import scores_from_percentages
+from evaluation.bootstrap import Interval
 from training.ablate import ablate
 from training.cases import FILES
 from training.stages import Run
@@ -81,11 +84,24 @@ def test_every_row_and_scan_is_in_the_tables(run, made, tmp_path):
     json.dumps(results, allow_nan=False)
     per_scan = pd.read_csv(folder / "per_scan.csv")
     assert len(per_scan) == 30 and per_scan["row"].nunique() == 10
+    assert per_scan["percent_rul"].between(0, 100).all() and (per_scan["percent_rul"] % 1 > 0).any()
+    assert (scores_from_percentages(per_scan["percent_rul"]) == per_scan["predicted_rul"]).all()
     expected = {row["row"]: 1 - k / 20 for k, row in enumerate(results["rows"])}
     with_lesions = per_scan[per_scan["reference_voxels"] > 100]
     assert with_lesions["iou"].to_numpy() == pytest.approx(with_lesions["row"].map(expected).to_numpy(), abs=0.01)
     assert len(pd.read_csv(folder / "table_b.csv")) == 10 and len(pd.read_csv(folder / "table_a.csv")) == 3
     assert "m = 7" in (folder / "table_b.md").read_text() and "m = 4" in (folder / "table_a.md").read_text()
+
+
+def test_the_bootstrap_has_the_seed_of_the_run(run, made, tmp_path, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(
+        training.ablate.tables, "kappa_interval", lambda tables, *, seed: seeds.append(seed) or Interval(0.25, 0.75)
+    )
+    seeded = Run(run.data, run.directory, run.config.model_copy(update={"seed": 5}), device="cpu")
+    ablate(seeded, tmp_path / "ablate")
+    assert seeds == [5] * 13  # ten rows of table b, three of table a
+    assert set(pd.read_csv(tmp_path / "ablate" / "table_b.csv")["kappa_scans_high"]) == {0.75}
 
 
 def test_pictures_are_made(run, made, tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 
 from algorithm.errors import InputError
 from algorithm.images import Volume, read_ct, read_labels
@@ -186,6 +189,27 @@ def test_all_problems_come_together_and_can_be_skipped_aloud(ct, five_lobes, tmp
     assert "left out: 1 cases, no lobe in the scan\n" in printed
     with pytest.raises(InputError, match="none of 2 cases can be used: bad: no HU"):
         write_dataset(SOURCE, [cases[1], cases[3]], tmp_path, skip_unusable=True, workers=ONE)
+
+
+def test_a_full_disk_is_no_fault_of_the_case(ct, five_lobes, tmp_path, monkeypatch):
+    def full(image, path, **options):
+        Path(path).touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cases = [case("a", ImportedCase(ct, five_lobes), brings_lobes=True)]
+    monkeypatch.setattr(sitk, "WriteImage", full)
+    with pytest.raises(InputError, match=r"a_ct\.mha: no space left on the disk, .* run the same command again"):
+        write_dataset(SOURCE, cases, tmp_path, skip_unusable=True, workers=ONE)
+    assert list((tmp_path / "images").iterdir()) == []
+    assert not (tmp_path / "cases.csv").exists()
+
+
+def test_what_a_killed_import_left_is_removed(ct, five_lobes, tmp_path):
+    left = tmp_path / "images" / "a_ct.mha.0f.tmp"
+    left.mkdir(parents=True)
+    (left / "a_ct.mha").touch()
+    write_dataset(SOURCE, [case("a", ImportedCase(ct, five_lobes), brings_lobes=True)], tmp_path, workers=ONE)
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["a.json", "a_ct.mha", "a_lobes.mha"]
 
 
 def test_masks_on_another_grid_or_with_other_labels_are_refused(ct, five_lobes, lesions, tmp_path):

@@ -1,0 +1,109 @@
+"""The scans of a batch, with their lobe masks, and the names under which they are known."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from algorithm.errors import InputError
+from algorithm.images import SUFFIXES
+from algorithm.sockets import CT, LOBES
+
+_DETACHED = ".mhd"  # its voxels lie in another file
+_BAD_IN_NAMES = set('/\\:"')
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchCase:
+    """One scan to segment; the CT may be a DICOM folder."""
+
+    name: str
+    ct: Path
+    lobes: Path | None
+
+    def sha256(self) -> dict[str, str]:
+        """Hexadecimal SHA-256 of the inputs, by the slug of their socket."""
+        paths = {CT.slug: self.ct} | ({LOBES.slug: self.lobes} if self.lobes else {})
+        return {slug: sha256(path) for slug, path in paths.items()}
+
+
+def find_cases(scans: Path, lobes: Path | None) -> list[BatchCase]:
+    """The cases in a folder or a table, sorted by name.
+
+    Args:
+        scans: a folder with a file or DICOM folder for each case, which names the case; or a table (.csv) with the
+            columns case, ct and, if there are lobes, lobes; its paths are relative to the table.
+        lobes: folder with a lobe mask of the same name for each case; None for those of the table.
+
+    Raises:
+        InputError: there are no scans, a scan or mask is missing, or two have the same name.
+    """
+    if scans.suffix.lower() == ".csv":
+        if lobes is not None:
+            raise InputError(f"{scans}: got a table and --lobes, expected the lobe masks in the table's column lobes")
+        cases = _read_table(scans)
+    else:
+        masks = _files_by_name(lobes, folders=False) if lobes is not None else {}
+        cases = [BatchCase(name, ct, masks.get(name)) for name, ct in _files_by_name(scans, folders=True).items()]
+        if alone := [case.name for case in cases if lobes is not None and case.lobes is None]:
+            raise InputError(f"{lobes}: got no lobe mask for {len(alone)} scans ({', '.join(alone[:5])})")
+    for case in cases:
+        if not case.name.isprintable() or case.name.startswith(".") or not case.name or set(case.name) & _BAD_IN_NAMES:
+            raise InputError(f'got the case name {case.name!r}, expected one without / \\ : " and no dot in front')
+        if case.ct.suffix.lower() == _DETACHED:
+            raise InputError(f"{case.ct}: got a header without its voxels, expected one file a scan; save it as .mha")
+    return sorted(cases, key=lambda case: case.name)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file; of a folder, that of its files' sorted digests, whatever they are called."""
+    if path.is_dir():
+        files = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        return hashlib.sha256("".join(sorted(map(sha256, files))).encode()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_table(path: Path) -> list[BatchCase]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error}), expected a table with the columns case, ct") from error
+    if not rows or not {"case", "ct"} <= rows[0].keys():
+        raise InputError(f"{path}: got {len(rows)} rows, expected some below the columns case, ct and lobes")
+    cases: dict[str, BatchCase] = {}
+    for number, row in enumerate(rows, start=2):
+        name, ct, lobes = row["case"] or "", path.parent / (row["ct"] or ""), row.get("lobes")
+        if name in cases:
+            raise InputError(f"{path}, line {number}: got the case {name!r} twice, expected each once")
+        if not row["ct"]:
+            raise InputError(f"{path}, line {number}: got no ct for the case {name!r}; fill it in")
+        cases[name] = BatchCase(name, ct, path.parent / lobes if lobes else None)
+    return list(cases.values())
+
+
+def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: got no such folder, expected one with {', '.join(SUFFIXES)} files")
+    files: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        suffix = next((s for s in SUFFIXES if s != _DETACHED and path.name.lower().endswith(s)), "")
+        if not (suffix and path.is_file()) and not (folders and path.is_dir()):
+            log.warning("%s: left alone", path)
+            continue
+        name = path.name.removesuffix(path.name[-len(suffix) :]) if path.is_file() else path.name
+        if name in files:
+            raise InputError(f"{folder}: got {files[name].name} and {path.name}, expected one file a case")
+        files[name] = path
+    if not files:
+        raise InputError(f"{folder}: got nothing to use, expected {', '.join(SUFFIXES)} files or DICOM folders")
+    return files

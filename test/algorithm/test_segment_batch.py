@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from algorithm import __main__ as main
+from algorithm.batch_cases import find_cases, sha256
+from algorithm.errors import InputError
+from algorithm.images import read_labels
+from algorithm.segment_batch import COLUMNS, CaseFile, segment_cases, write_table
+from batch.cases import find_cases as find_batch_cases
+from batch.cohort import COLUMNS as BATCH_COLUMNS
+from batch.cohort import collect
+from batch.results import finished_here, read_case_file, write_case_file
+
+RESULTS = {"case.json", "lesions.mha", "severity.json", "overview.png"}
+NAMES = ["a", "b", "c"]
+
+
+@pytest.fixture
+def segmenter(fake_segmenter):
+    """The stand-in with the identity that its reports tell."""
+    description = SimpleNamespace(name="fake", version="0", files={"lesion.safetensors": "0"})
+    fake_segmenter.model = SimpleNamespace(description=description)
+    return fake_segmenter
+
+
+@pytest.fixture
+def scans(save, ct, lobes, tmp_path) -> Path:
+    """A folder of three scans, and one of their lobes beside it."""
+    for number, name in enumerate(NAMES):
+        save(ct.with_array(ct.array + number), f"scans/{name}.mha")
+        save(lobes, f"lobes/{name}.nii.gz" if name == "b" else f"lobes/{name}.mha")
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def run(segmenter, scans, tmp_path):
+    """Segment the scans into a folder; the lines that were told, and the failures."""
+
+    def segment(names=NAMES):
+        told: list[str] = []
+        cases = [case for case in find_cases(scans, tmp_path / "lobes") if case.name in names]
+        failures = segment_cases(segmenter, cases, tmp_path / "out", draw=draw, tell=told.append)
+        return told, failures
+
+    def draw(ct, lobes, segmentation, path: Path) -> None:
+        path.write_bytes(b"png")
+
+    return segment
+
+
+def test_segments_every_case(run, segmenter, tmp_path, ct) -> None:
+    told, failures = run()
+    assert failures == {}
+    assert [line.partition(";")[0] for line in told] == ["1/3 a: done", "2/3 b: done", "3/3 c: done"]
+    assert "left" in told[0] and "left" not in told[2]
+    for name in NAMES:
+        assert {path.name for path in (tmp_path / "out" / name).iterdir()} == RESULTS
+        assert read_labels(tmp_path / "out" / name / "lesions.mha").geometry == ct.geometry
+    assert (tmp_path / "out" / "severity.csv").read_text().splitlines() == [
+        ",".join(COLUMNS),
+        *(f"{name},12.500,2,12.500,2,12.500,2,12.500,2,,," for name in NAMES),
+    ]
+
+
+def test_done_cases_are_left_out(run, segmenter, tmp_path) -> None:
+    run(["a"])
+    told, _ = run()
+    assert segmenter.cases == 3
+    assert told[0] == "1/3 a: done before"
+    run()
+    assert segmenter.cases == 3
+
+
+@pytest.mark.parametrize("name", sorted(RESULTS))
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_case_with_damaged_results_is_done_again(run, segmenter, tmp_path, name, damage) -> None:
+    run(["a"])
+    path = tmp_path / "out" / "a" / name
+    (path.unlink if damage == "missing" else lambda: path.write_text("{}"))()
+    run(["a"])
+    assert segmenter.cases == 2
+    assert run(["a"])[0] == ["1/1 a: done before"]
+
+
+def test_another_model_or_other_inputs_are_done_again(run, segmenter, save, lobes, ct, tmp_path) -> None:
+    run(["a"])
+    save(ct.with_array(ct.array + 7), "scans/a.mha")
+    run(["a"])
+    assert segmenter.cases == 2
+    save(lobes, "lobes/a.mha", compressed=False)
+    run(["a"])
+    assert segmenter.cases == 3
+    segmenter.model.description.files = {"lesion.safetensors": "1"}
+    run(["a"])
+    assert segmenter.cases == 4
+
+
+def test_failures_are_collected_and_the_others_go_on(run, segmenter, tmp_path, scans, caplog) -> None:
+    (scans / "b.mha").write_text("no scan")
+    segmenter.before = lambda: segmenter.__setattr__("error", RuntimeError("boom") if segmenter.cases else None)
+    told, failures = run()
+    assert failures.keys() == {"b", "c"}
+    assert failures["b"].startswith(f"{scans}/b.mha: damaged or no MetaImage file")
+    assert failures["c"] == "Error: RuntimeError: boom"
+    assert "boom" in caplog.text and "no MetaImage" not in caplog.text
+    assert not (tmp_path / "out" / "b").exists()
+    assert (tmp_path / "out" / "severity.csv").read_text().count("\n") == 2
+    assert sorted(line.partition(":")[0][-1] for line in told) == NAMES
+
+
+def test_a_picture_that_fails_fails_its_case(run, segmenter, scans, tmp_path) -> None:
+    def draw(ct, lobes, segmentation, path: Path) -> None:
+        raise MemoryError("no memory")
+
+    failures = segment_cases(segmenter, find_cases(scans, tmp_path / "lobes")[:1], tmp_path / "out", draw=draw)
+    assert failures == {"a": "Error: MemoryError: no memory"}
+    assert list((tmp_path / "out" / "a").iterdir()) == []
+
+
+def test_reads_and_writes_while_it_computes(segmenter, scans, tmp_path, monkeypatch) -> None:
+    """The second case is computed while the third is read and the first is written; each waits for the others."""
+    meeting = threading.Barrier(3, timeout=10)
+    reads, writes = [], []
+
+    def before() -> None:
+        if segmenter.cases == 1:
+            meeting.wait()
+
+    def read(ct, lobes):
+        reads.append(ct)
+        if len(reads) == 3:
+            meeting.wait()
+        return original(ct, lobes)
+
+    def draw(ct, lobes, segmentation, path: Path) -> None:
+        writes.append(path)
+        if len(writes) == 1:
+            meeting.wait()
+        path.write_bytes(b"png")
+
+    from algorithm import segment_batch
+
+    original = segment_batch.read_case
+    monkeypatch.setattr(segment_batch, "read_case", read)
+    segmenter.before = before
+    failures = segment_cases(segmenter, find_cases(scans, tmp_path / "lobes"), tmp_path / "out", draw=draw)
+    assert failures == {}
+
+
+def test_what_a_killed_run_left_is_removed(run, tmp_path) -> None:
+    (tmp_path / "out" / "a" / ".partial-x").mkdir(parents=True)
+    (tmp_path / "out" / "a" / "notes.txt").write_text("mine")
+    run(["a"])
+    assert {path.name for path in (tmp_path / "out" / "a").iterdir()} == {*RESULTS, "notes.txt"}
+
+
+def test_one_process_at_a_time(run, segmenter, tmp_path, scans) -> None:
+    def second_process() -> None:
+        with pytest.raises(InputError, match="another segment-batch is working on this folder"):
+            run(["a"])
+
+    segmenter.before = second_process
+    assert run(["a"])[1] == {}
+
+
+def test_refuses_a_folder_that_cannot_be_written(segmenter, scans, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        segment_cases(segmenter, find_cases(scans, None), tmp_path / "file" / "out", draw=print)
+
+
+def test_no_cases_in_a_folder_or_table(tmp_path) -> None:
+    (tmp_path / "x.mhd").write_text("")
+    with pytest.raises(InputError, match="got nothing to use"):
+        find_cases(tmp_path, None)
+    with pytest.raises(InputError, match="none: got no such folder"):
+        find_cases(tmp_path / "none", None)
+    (tmp_path / "cases.csv").write_text("case,ct\n")
+    with pytest.raises(InputError, match="got 0 rows"):
+        find_cases(tmp_path / "cases.csv", None)
+    with pytest.raises(InputError, match="got a table and --lobes"):
+        find_cases(tmp_path / "cases.csv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a,x.mha\na,y.mha\n", "line 3: got the case 'a' twice"),
+        ("a,\n", "line 2: got no ct for the case 'a'"),
+        ("a/b,x.mha\n", "got the case name 'a/b'"),
+        (",x.mha\n", "got the case name ''"),
+        ("a,x.mhd\n", "got a header without its voxels"),
+    ],
+)
+def test_refuses_a_table_that_cannot_be_used(tmp_path, rows, message) -> None:
+    (tmp_path / "cases.csv").write_text("case,ct\n" + rows)
+    with pytest.raises(InputError, match=message):
+        find_cases(tmp_path / "cases.csv", None)
+
+
+def test_refuses_scans_without_lobes_and_doubles(scans, tmp_path) -> None:
+    (tmp_path / "lobes" / "c.mha").unlink()
+    with pytest.raises(InputError, match=r"got no lobe mask for 1 scans \(c\)"):
+        find_cases(scans, tmp_path / "lobes")
+    (scans / "a.nii").write_text("")
+    with pytest.raises(InputError, match=r"got a\.mha and a\.nii, expected one file a case"):
+        find_cases(scans, None)
+
+
+def test_reads_folders_and_tables_as_batch_does(scans, tmp_path) -> None:
+    (scans / "d").mkdir()
+    (scans / "d" / "1.dcm").write_text("slice")
+    (tmp_path / "cases.csv").write_text("case,ct,lobes\nz,scans/d,lobes/a.mha\ny,scans/a.mha,lobes/b.nii.gz\n")
+    for path in (scans, tmp_path / "cases.csv"):
+        ours, theirs = find_cases(path, None), find_batch_cases(path, None)
+        assert [case.name for case in ours] == [case.name for case in theirs]
+        assert [case.sha256() for case in ours] == [case.identity() for case in theirs]
+
+
+def test_results_have_the_form_of_those_of_the_platform(run, segmenter, tmp_path, scans) -> None:
+    run(["a", "b"])
+    out = tmp_path / "out"
+    assert COLUMNS == BATCH_COLUMNS
+    table = (out / "severity.csv").read_bytes()
+    collect(out)
+    assert (out / "severity.csv").read_bytes() == table
+    (case,) = (case for case in find_cases(scans, tmp_path / "lobes") if case.name == "a")
+    assert finished_here(out / "a", case.sha256()).keys() == RESULTS - {"case.json"}
+    assert read_case_file(out / "b").model_dump() == json.loads((out / "b" / "case.json").read_text())
+
+
+def test_results_of_the_platform_are_done(run, segmenter, tmp_path, scans) -> None:
+    run(["a"])
+    folder = tmp_path / "out" / "a"
+    inputs = CaseFile.model_validate_json((folder / "case.json").read_text()).inputs
+    for name in ("case.json", "overview.png"):
+        (folder / name).unlink()
+    write_case_file(folder, computed="job-1", inputs=inputs)
+    assert run(["a"])[0] == ["1/1 a: done before"]
+
+
+def test_refuses_a_damaged_report(tmp_path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "severity.json").write_text("{}")
+    with pytest.raises(InputError, match=r"a/severity\.json: got no report of severity"):
+        write_table(tmp_path)
+    (tmp_path / "a" / "severity.json").write_text('{"lobes": [], "total_score": null}')
+    with pytest.raises(InputError, match="got other lobes than lul, lll, rul, rll, rml"):
+        write_table(tmp_path)
+
+
+def test_a_folder_is_hashed_by_its_contents_alone(tmp_path) -> None:
+    for folder, names in (("one", "xy"), ("two", "qp")):
+        (tmp_path / folder).mkdir()
+        for name, content in zip(names, ("first", "second"), strict=True):
+            (tmp_path / folder / name).write_text(content)
+    assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
+
+
+@pytest.fixture
+def command(segmenter, scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "_load", lambda model, device, memory_gb: segmenter)
+    monkeypatch.setattr(main, "_draw", lambda ct, lobes, segmentation, path: path.write_bytes(b"png"))
+    handler = signal.getsignal(signal.SIGTERM)
+    arguments = ["segment-batch", scans, "--lobes", tmp_path / "lobes", "--out", tmp_path / "out"]
+    yield lambda: CliRunner().invoke(main.app, [str(word) for word in arguments])
+    signal.signal(signal.SIGTERM, handler)
+    logging.captureWarnings(False)
+
+
+def test_command(command, tmp_path) -> None:
+    result = command()
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "3/3 c: done\n" in result.stdout
+    assert (tmp_path / "out" / "severity.csv").is_file()
+
+
+def test_command_lists_failures_at_its_end_and_fails(command, scans) -> None:
+    (scans / "a.mha").write_text("no scan")
+    result = command()
+    assert result.exit_code == 2
+    assert result.stderr == "1 of 3 cases failed; see above\n"
+    assert result.stdout.splitlines()[-1].startswith(f"failed: a: {scans}/a.mha: damaged or no MetaImage file")

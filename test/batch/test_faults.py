@@ -1,0 +1,161 @@
+"""What goes wrong on the way, and what becomes of the cases."""
+
+from __future__ import annotations
+
+import pytest
+
+from batch.errors import InputError, TokenRefusedError
+from batch.jobs import MOST_IDLE_ROUNDS
+
+NAMES = ["a", "b", "c"]
+JOBS = "/api/v1/algorithms/jobs/"
+UPLOADS = "/api/v1/uploads/"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "what", "times"),
+    [
+        ("POST", UPLOADS, "refuse", 3),
+        ("PATCH", UPLOADS, "refuse", 3),
+        ("GET", JOBS, "refuse", 3),
+        ("POST", JOBS, "refuse", 2),
+        ("POST", JOBS, "lose", 1),
+        ("POST", JOBS, "drop", 1),
+        ("POST", JOBS, "cut", 1),
+        ("PATCH", ".*/complete-multipart-upload/", "lose", 1),
+        ("PATCH", ".*/complete-multipart-upload/", "cut", 1),
+        ("PUT", "/s3/", "drop", 2),
+        ("PUT", "/s3/", "cut", 1),
+        ("GET", "/signed/", "cut", 2),
+        ("GET", "/signed/", "shorten", 2),
+        ("GET", "/signed/", "drop", 2),
+        ("GET", JOBS, "shorten", 2),
+    ],
+)
+def test_survives(write_cases, open_batch, account, standin, method, path, what, times, require_home) -> None:
+    account.faults = [standin.Fault(method, path, what, times=times)]
+    write_cases(["a", "b"])
+    batch = open_batch()
+    batch.run()
+    require_home(batch, ["a", "b"])
+    assert account.faults[0].times == 0
+    assert account.uploaded_cases() == ["a", "b"]
+    assert len(account.jobs) == 2
+    assert not [upload for upload in account.uploads.values() if upload.status == "Initialized"]
+
+
+@pytest.mark.parametrize("path", [UPLOADS, JOBS])
+def test_waits_as_long_as_the_platform_asks(
+    write_cases, open_batch, account, standin, path, monkeypatch, require_home
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("gcapi.transports.sleep", waits.append)
+    account.faults = [standin.Fault("POST", path, status=429, headers={"Retry-After": "17"}, text="throttled")]
+    write_cases(["a"])
+    batch = open_batch()
+    batch.run()
+    require_home(batch, ["a"])
+    assert waits == [17.0]
+    assert len(account.jobs) == 1
+
+
+def test_no_room_is_waited_for_without_another_upload(write_cases, open_batch, account, require_home) -> None:
+    account.most_active = 1
+    write_cases(NAMES)
+    batch = open_batch()
+    batch.run()
+    require_home(batch, NAMES)
+    assert account.uploaded_cases() == NAMES
+    assert account.peak == 1
+
+
+@pytest.mark.parametrize(("limit", "jobs"), [("most_active", 0), ("most_uploads", 0)])
+def test_no_room_at_all_ends_the_run_after_a_while(write_cases, open_batch, account, limit, jobs, require_home) -> None:
+    setattr(account, limit, 0)
+    write_cases(["a"])
+    batch = open_batch()
+    with pytest.raises(InputError, match="no answer or no room for your jobs for a while; run again later"):
+        batch.run()
+    assert len(batch.delays) == MOST_IDLE_ROUNDS - 1
+    assert len(account.jobs) == jobs
+    setattr(account, limit, 16)
+    again = open_batch()
+    again.run()
+    require_home(again, ["a"])
+    assert account.uploaded_cases() == ["a"]
+
+
+def test_a_refused_start_leaves_the_others_alone_and_is_tried_again(
+    write_cases, open_batch, account, standin, require_home
+) -> None:
+    account.faults = [standin.Fault("POST", JOBS, status=400, text="You have run out of\nalgorithm credits")]
+    write_cases(NAMES)
+    batch = open_batch()
+    batch.run()
+    require_home(batch, ["b", "c"])
+    assert batch.manifest.cases["a"].error == "not started: HTTP 400: You have run out of algorithm credits"
+    again = open_batch()
+    again.run()
+    require_home(again, NAMES)
+    assert account.uploaded_cases() == NAMES
+
+
+def test_uploads_that_the_platform_has_removed_are_sent_again(
+    write_cases, open_batch, account, standin, require_home
+) -> None:
+    account.faults = [standin.Fault("POST", JOBS, status=400, text="no credits")]
+    write_cases(["a"])
+    open_batch().run()
+    account.uploads.pop("upload-1")
+    again = open_batch()
+    again.run()
+    require_home(again, ["a"])
+
+
+def test_three_refusals_in_a_row_stop_the_uploads(write_cases, open_batch, account, standin) -> None:
+    account.faults = [standin.Fault("POST", JOBS, status=400, text="no credits", times=9)]
+    write_cases("abcdef")
+    batch = open_batch()
+    batch.run()
+    assert account.uploaded_cases() == NAMES
+    assert [name for name, record in batch.manifest.cases.items() if record.error] == NAMES
+
+
+def test_a_silent_platform_is_left_after_some_tries(write_cases, open_batch, account, standin, require_home) -> None:
+    write_cases(["a"])
+    account.faults = [standin.Fault("GET", JOBS + "job-1/", status=500, text="oops", times=99)]
+    batch = open_batch()
+    batch.run()
+    assert batch.manifest.cases["a"].error == "no answer: HTTP 500: oops"
+    account.faults = []
+    again = open_batch()
+    again.run()
+    require_home(again, ["a"])
+    assert len(account.jobs) == 1
+
+
+def test_does_not_wait_for_ever_behind_a_job_that_does_not_answer(write_cases, open_batch, account, standin) -> None:
+    write_cases(["a", "b"])
+    account.most_active = 1
+    account.faults = [standin.Fault("GET", JOBS + "job-1/", status=403, text="{}", times=99)]
+    batch = open_batch()
+    with pytest.raises(InputError, match="no room for your jobs for a while"):
+        batch.run()
+    assert [record.job for record in batch.manifest.cases.values()] == ["job-1", None]
+
+
+def test_a_job_that_is_gone_is_told_at_once(write_cases, open_batch, account, standin) -> None:
+    write_cases(["a"])
+    batch = open_batch()
+    account.faults = [standin.Fault("GET", JOBS + "job-1/", status=404, text="{}")]
+    batch.run()
+    assert batch.manifest.cases["a"].error == "no answer: not found, or not open to you"
+
+
+def test_a_token_that_is_refused_later_ends_the_run_at_once(write_cases, open_batch, account, standin) -> None:
+    write_cases(NAMES)
+    batch = open_batch()
+    account.faults = [standin.Fault("POST", UPLOADS, status=401, text="{}")]
+    with pytest.raises(TokenRefusedError, match="GRAND_CHALLENGE_AUTHORIZATION: the platform refuses this token"):
+        batch.run()
+    assert account.uploaded() == []

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from algorithm.images import read_ct
+from batch.cases import SCAN_SLUG, find_cases
+from batch.errors import InputError
+from batch.jobs import Batch
+from batch.manifest import Manifest
+from batch.scans import convert
+
+SECRETS = {
+    "PatientName": "Muster^Erika",
+    "PatientID": "ID4711X",
+    "PatientBirthDate": "19631224",
+    "PatientAddress": "Lindenweg 4711",
+    "OtherPatientIDs": "ALT0815",
+    "AccessionNumber": "ACC99887",
+    "InstitutionName": "Klinikum Seeblick",
+    "ReferringPhysicianName": "Brinkmann^Klaus",
+    "StudyDescription": "Thorax Frau Muster",
+    "SeriesDescription": "Lunge weich Muster",
+    "StudyDate": "20210317",
+    "DeviceSerialNumber": "SN556677",
+    "ImageComments": "call Mrs Muster back",
+}
+KNOWN_FIELDS = (
+    "ObjectType NDims BinaryData BinaryDataByteOrderMSB CompressedData CompressedDataSize TransformMatrix Offset "
+    "CenterOfRotation AnatomicalOrientation ElementSpacing DimSize ElementType ElementDataFile"
+)
+
+
+def write_series(folder: Path, array: np.ndarray, **changes: object) -> Path:
+    """A series whose slices are stored from the top down, with all that names the patient."""
+    folder.mkdir(parents=True)
+    series, study = generate_uid(), "1.2.276.0.7230010.3.4711"
+    for number, pixels in enumerate(array):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        name = f"Muster_Erika_{len(array) - number}"
+        dataset = FileDataset(name, {}, file_meta=meta, preamble=bytes(128))
+        dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID, dataset.Modality = series, study, "CT"
+        for keyword, value in SECRETS.items():
+            setattr(dataset, keyword, value)
+        dataset.private_block(0x0099, "SEEBLICK", create=True).add_new(0x01, "LO", "Privatpatientin Muster")
+        dataset.ImagePositionPatient = [-10.5, 20.25, -300.0 + 2.5 * number]
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        dataset.PixelSpacing = [0.8, 0.7]
+        dataset.Rows, dataset.Columns = pixels.shape
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+        dataset.PixelData = (pixels.astype(np.int32) + 1024).astype(np.uint16).tobytes()
+        for keyword, value in changes.items():
+            setattr(dataset, keyword, value(number) if callable(value) else value)
+        pydicom.dcmwrite(folder / name, dataset)
+    return folder
+
+
+@pytest.fixture
+def array() -> np.ndarray:
+    return np.random.default_rng(1).integers(-1000, 100, (4, 5, 6)).astype(np.int16)
+
+
+def sent(path: Path, tmp_path: Path) -> tuple[sitk.Image, bytes]:
+    """What is sent of a scan."""
+    folder = tmp_path / "sent"
+    folder.mkdir()
+    (written,) = convert({SCAN_SLUG: path}, folder).values()
+    return sitk.ReadImage(str(written)), written.read_bytes()
+
+
+def test_a_dicom_series_keeps_its_voxels_and_geometry(array, tmp_path) -> None:
+    image, _ = sent(write_series(tmp_path / "case", array), tmp_path)
+    assert np.array_equal(sitk.GetArrayFromImage(image), array)
+    assert image.GetPixelIDTypeAsString() == "16-bit signed integer"
+    assert image.GetSpacing() == pytest.approx((0.7, 0.8, 2.5))
+    assert image.GetOrigin() == (-10.5, 20.25, -300.0)
+    assert image.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+
+
+def test_a_dicom_series_is_read_as_the_algorithm_reads_it(array, tmp_path) -> None:
+    folder = write_series(tmp_path / "case", array)
+    image, _ = sent(folder, tmp_path)
+    ours = read_ct(folder)
+    assert np.array_equal(sitk.GetArrayFromImage(image), ours.array)
+    assert image.GetSpacing()[::-1] == pytest.approx(ours.geometry.spacing_zyx_mm)
+    assert image.GetOrigin() == pytest.approx(ours.geometry.origin_xyz_mm)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz", ".nii"])
+def test_files_keep_their_voxels_and_geometry(scan, tmp_path, suffix) -> None:
+    image, _ = sent(scan(tmp_path / f"case{suffix}"), tmp_path)
+    assert np.array_equal(
+        sitk.GetArrayFromImage(image), np.random.default_rng(0).integers(-1000, 100, (3, 4, 5)).astype(np.int16)
+    )
+    assert image.GetSpacing() == pytest.approx((0.7, 0.8, 2.5))
+    assert image.GetOrigin() == pytest.approx((-10.5, 20.25, -300.0))
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+def test_fields_in_other_headers_are_left_out(scan, tmp_path, suffix) -> None:
+    image = sitk.ReadImage(str(scan(tmp_path / "scan.mha")))
+    for key in ("0010|0010", "PatientName", "descrip", "aux_file"):
+        image.SetMetaData(key, "Muster^Erika")
+    sitk.WriteImage(image, str(tmp_path / f"case{suffix}"))
+    named = (tmp_path / f"case{suffix}").read_bytes()
+    assert b"Muster" in (zlib.decompress(named, 31) if suffix == ".nii.gz" else named)
+    _, content = sent(tmp_path / f"case{suffix}", tmp_path)
+    assert b"Muster" not in content
+
+
+def test_nothing_that_names_the_patient_leaves_this_machine(
+    array, tmp_path, out, connection, account, platform
+) -> None:
+    """Every byte of every request, with compressed voxels as they are and decompressed."""
+    write_series(tmp_path / "scans" / "case01", array)
+    manifest = Manifest.load_or_new(out, platform=platform.url, algorithm="covid-lesions")
+    manifest.plan(find_cases(tmp_path / "scans", None), out)
+    Batch(connection, manifest, out, sleep=lambda seconds: None).run()
+    assert manifest.cases["case01"].is_finished
+    everything = b"".join(f"{method} {path}\n".encode() + body for method, path, body in account.requests)
+    (upload,) = account.taken.values()
+    header, _, voxels = upload.content.partition(b"ElementDataFile = LOCAL\n")
+    everything += zlib.decompress(voxels)
+    everything += "".join(account.heads).encode()
+    words = {word for value in SECRETS.values() for word in re.split(r"[\^ ]", value) if len(word) > 4}
+    words |= {"SEEBLICK", "4711", "Muster_Erika", "1.2.276", "1.2.826", str(tmp_path)}
+    for word in sorted(words):
+        assert word.encode() not in everything, word
+        assert word.encode("utf-16-le") not in everything, word
+    fields = {line.partition(b" = ")[0].decode() for line in header.splitlines()}
+    assert fields | {"ElementDataFile"} == set(KNOWN_FIELDS.split())
+    assert upload.filename == f"case01_{manifest.cases['case01'].attempt}_ct-image.mha"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"Modality": "MR"}, "got modality MR, expected CT"),
+        ({"SeriesInstanceUID": lambda number: f"1.2.{number}"}, "got 4 series, expected one"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "got a localiser"),
+        ({"NumberOfFrames": 2}, "got several frames in a file"),
+        ({"PixelSpacing": None}, "got no readable position, orientation and spacing"),
+        ({"PixelSpacing": lambda number: [0.8, 0.7 + number]}, "got slices of different orientation or spacing"),
+        (
+            {"ImagePositionPatient": lambda number: [0, 0, [0.0, 2.5, 5.0, 10.0][number]]},
+            "got steps of 2.5 to 5 mm between slices, expected even ones",
+        ),
+        ({"ImagePositionPatient": lambda number: [0, 0, 0]}, "got steps of 0 to 0 mm"),
+        ({"ImagePositionPatient": lambda number: [0, number, 2.5 * number]}, "shift sideways"),
+    ],
+)
+def test_refuses_what_is_no_ct_series(array, tmp_path, changes, message) -> None:
+    folder = write_series(tmp_path / "case", array, **changes)
+    with pytest.raises(InputError, match=message):
+        convert({SCAN_SLUG: folder}, tmp_path)
+
+
+def test_refuses_a_folder_without_a_series(tmp_path) -> None:
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "readme").write_text("no DICOM")
+    with pytest.raises(InputError, match="got 0 DICOM files, expected the slices of one CT series"):
+        convert({SCAN_SLUG: tmp_path / "case"}, tmp_path)
+    (tmp_path / "case" / "1.dcm").write_text("no DICOM")
+    with pytest.raises(InputError, match=r"1\.dcm: damaged or no DICOM file"):
+        convert({SCAN_SLUG: tmp_path / "case"}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "message"),
+    [
+        (np.zeros((3, 4, 5), np.int16), "values 0 to 0, expected a CT in Hounsfield units"),
+        (np.arange(60, dtype=np.uint8).reshape(3, 4, 5), "8-bit unsigned integer values 0 to 59"),
+        (np.linspace(-1e4, 1e4, 60).astype(np.float32).reshape(3, 4, 5) * np.nan, "values nan to nan"),
+        (np.full((3, 4), -1000, np.int16), r"got size \(4, 3\)"),
+        (np.full((1, 4, 5), -1000, np.int16), r"got size \(5, 4, 1\)"),
+    ],
+)
+def test_refuses_what_is_no_ct(tmp_path, voxels, message) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "case.mha"))
+    with pytest.raises(InputError, match=message):
+        convert({SCAN_SLUG: tmp_path / "case.mha"}, tmp_path)
+
+
+def test_refuses_what_is_no_lobe_mask_of_the_ct(scan, tmp_path) -> None:
+    ct, lobes = scan(tmp_path / "ct.mha"), scan(tmp_path / "lobes.mha", labels=True)
+    files = {SCAN_SLUG: ct, "pulmonary-lobes": lobes}
+    written = convert(files, tmp_path)
+    assert sitk.ReadImage(str(written["pulmonary-lobes"])).GetPixelIDTypeAsString() == "8-bit unsigned integer"
+    image = sitk.ReadImage(str(lobes))
+    sitk.WriteImage(image + 3, str(lobes))
+    with pytest.raises(InputError, match=r"got the labels 6, 7, 8, expected a lobe mask with 0 to 5"):
+        convert(files, tmp_path)
+    image.SetOrigin((0.0, 0.0, 0.0))
+    sitk.WriteImage(image, str(lobes))
+    with pytest.raises(InputError, match="expected the grid of its CT"):
+        convert(files, tmp_path)
+
+
+def test_refuses_a_damaged_file(scan, tmp_path) -> None:
+    path = scan(tmp_path / "ct.nii.gz")
+    path.write_bytes(b"not a scan")
+    with pytest.raises(InputError, match=r"ct\.nii\.gz: cannot be read"):
+        convert({SCAN_SLUG: path}, tmp_path)
