@@ -59,6 +59,7 @@ def _description(run: Run, files: dict[str, str]) -> ModelDescription:
         version=config.export.version,
         architecture=Architecture(width=config.segment.width),
         preprocessing=Preprocessing(spacing_mm=config.prepare.scan_spacing_mm),
+        subtype_vote=config.subtypes,
         training={
             "data": config.export.data,
             "supervision": "lobe-wise severity scores; subtypes from the reference lesions of the validation cases",
@@ -75,9 +76,10 @@ def _description(run: Run, files: dict[str, str]) -> ModelDescription:
 
 
 def _results(run: Run) -> dict[str, Any]:
-    """The measurements on the test cases, where they have been made of this very network."""
+    """The measurements on the test cases, where they have been made of this very network and vote."""
     record = run.record_if_current("ablate")
-    return {} if record is None else record["results"]
+    rules = run.config.subtypes.model_dump(mode="json")
+    return record["results"] if record is not None and record["settings"]["subtypes"] == rules else {}
 
 
 def _write(content: bytes, file: IO[bytes]) -> None:

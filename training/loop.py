@@ -215,7 +215,7 @@ def _validate(
     """Measure the network, keep it if it is the best, and return the rank of the best."""
     network.eval()
     with torch.inference_mode(), fabric.autocast():
-        values = validation.measure(network, finished, logbook)
+        values = fabric.broadcast(validation.measure(network, finished, logbook))  # batch statistics differ
     network.train()
     logbook.validation(finished - 1, values)
     rank = list(validation.rank(values))

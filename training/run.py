@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from algorithm.subtypes import VoteRules
 from training.ablate import ablate
 from training.ablate.rows import table_rows
 from training.cam import cam
@@ -14,7 +15,7 @@ from training.prepare import prepare
 from training.pseudo import pseudo
 from training.regress import regress
 from training.segment import segment, segment_reference
-from training.settings import CamSettings, PseudoSettings, Settings, TrainingConfig
+from training.settings import CamSettings, ExportSettings, PseudoSettings, Settings, TrainingConfig
 from training.stages import Run, Stage
 from training.subtypes import subtypes
 from training.vessels import vessels
@@ -29,6 +30,17 @@ class CamInputs(Settings):
 
 def _cam_inputs(config: TrainingConfig) -> CamInputs:
     return CamInputs(cam=config.cam, pseudo=config.pseudo)
+
+
+class ExportInputs(Settings):
+    """What the model directory depends on beside earlier stages."""
+
+    export: ExportSettings
+    subtypes: VoteRules
+
+
+def _export_inputs(config: TrainingConfig) -> ExportInputs:
+    return ExportInputs(export=config.export, subtypes=config.subtypes)
 
 
 PREPARE = Stage("prepare", "Check every scan; cache its lobe chunks and whole.", (), lambda c: c.prepare, prepare)
@@ -84,7 +96,7 @@ EXPORT = Stage(
     "export",
     "Write the model directory.",
     (SEGMENT, SUBTYPES),
-    lambda c: c.export,
+    _export_inputs,
     export,
     uses=("ablate",),
 )

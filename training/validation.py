@@ -67,7 +67,7 @@ def dram_validation(run: Run, settings: RegressSettings, folder: Path, device: t
         every=settings.validate_every,
         first=max(round(settings.steps * ramp.full) if ramp.weight else 0 for ramp in ramps),
         measure=measure,
-        rank=lambda values: (values["kappa"], -values["interval"]),
+        rank=lambda values: (round(values["kappa"], 6), -values["interval"]),
     )
 
 

@@ -21,7 +21,7 @@ from training.stages import Run, Stage, execute
 
 CPU = torch.device("cpu")
 PREPARE = Stage("prepare", "", (), lambda c: c.prepare, prepare)
-CAM = Stage("cam", "", ("prepare",), lambda c: c.cam, cam)
+CAM = Stage("cam", "", (PREPARE,), lambda c: c.cam, cam)
 
 
 @pytest.fixture(scope="module")

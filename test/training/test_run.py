@@ -9,6 +9,7 @@ import pytest
 from algorithm.errors import InputError
 from algorithm.model import load_model
 from algorithm.segmenter import LesionSegmenter
+from algorithm.subtypes import VoteRules
 from training.cases import of_split, read_cases, read_scan
 from training.run import STAGES, run_all
 from training.settings import TrainingConfig
@@ -73,6 +74,16 @@ def test_model_json_has_the_results_of_this_very_network_as_soon_as_there_are_an
     trained.write_text(json.dumps(json.loads(trained.read_text()) | {"results": {"scans": 7}}))
     shutil.rmtree(tmp_path / "export")
     assert exported_results(run) == {}
+
+
+def test_the_exported_model_votes_by_the_rules_of_the_run(finished, tmp_path):
+    rules = VoteRules(shortlist=7, voters=3)
+    for stage in STAGES[:-1]:
+        (tmp_path / stage.name).symlink_to(finished.directory / stage.name)
+    run = replace(finished, directory=tmp_path, config=finished.config.model_copy(update={"subtypes": rules}))
+    execute(run, STAGES[-1])
+    description = load_model(run.folder("export") / "model").description
+    assert description.subtype_vote == rules and description.results == {}  # which were found by other rules
 
 
 def test_nothing_is_exported_with_the_settings_of_another_run(finished, tiny_config):

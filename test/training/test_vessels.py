@@ -36,7 +36,7 @@ from training.vessels import (
 )
 
 PREPARE = Stage("prepare", "", (), lambda config: config.prepare, prepare)
-VESSELS = Stage("vessels", "", ("prepare",), lambda config: config.vessels, vessels)
+VESSELS = Stage("vessels", "", (PREPARE,), lambda config: config.vessels, vessels)
 
 
 def case(name: str, split: str, scores: dict[int, int]) -> Case:
