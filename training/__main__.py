@@ -1,6 +1,6 @@
 """Command line of training: one sub-command a stage, `run` for all of them.
 
-python -m training phantom --cases 24 --seed 1 --out phantoms
+python -m training phantom --cases 30 --healthy 3 --validation 3 --test 6 --out phantoms
 python -m training run --data phantoms --run-dir runs/first --config smoke
 """
 

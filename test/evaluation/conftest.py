@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def lesion_mask(counts: dict[tuple[int, int], int]) -> np.ndarray:
         free = np.flatnonzero(lesions[lobe - 1] == 0)[:count]
         lesions[lobe - 1].flat[free] = subtype
     return lesions
+
+
+@pytest.fixture(autouse=True)
+def _streams_as_before() -> Iterator[None]:
+    """A command that was run in this process has set up logging and warnings for its own stdout, which is closed."""
+    yield
+    logging.captureWarnings(capture=False)
+    for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
+        logging.root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from grand_challenge_metrics.stats import (
 from sklearn.metrics import precision_score, recall_score
 
 from evaluation.measures import MEASURES, TARGETS, scan_measures
+from evaluation.metrics import SUBTYPES
 
 SPACING = (2.0, 1.0, 0.5)  # one voxel is 0.001 ml
 
@@ -75,7 +76,9 @@ def test_against_a_brute_force_count_and_other_libraries(seed: int) -> None:
     measures, _ = scan_measures(reference, prediction, spacing_zyx_mm=SPACING)
     matrix = calculate_confusion_matrix(reference, prediction, [0, 1, 2, 3])
     jaccard, dice = jaccard_from_confusion_matrix(matrix), dice_from_confusion_matrix(matrix)
-    for label, target in enumerate(TARGETS):
+    labels = {"overall": 0} | {name: label for label, name in SUBTYPES.items()}
+    for target in TARGETS:
+        label = labels[target]
         ours = [measures[measure][target] for measure in MEASURES[:5]]
         pair = (reference > 0, prediction > 0) if target == "overall" else (reference == label, prediction == label)
         both = sum(a and b for a, b in zip(pair[0].flat, pair[1].flat, strict=True))

@@ -74,7 +74,7 @@ def test_processes_see_together_what_one_with_all_of_the_batch_sees(scan):
     halves = [augmented_crops(crops, seed=7, device=CPU) for crops in two]
     for parts in zip(whole, *halves, strict=True):
         assert torch.equal(parts[0], torch.cat(parts[1:]))
-    assert len({image.sum().item() for image in whole[0]}) == 4
+    assert len({image.sum().item() for image in whole[0]}) > 1
 
 
 def coded_crop(position: int) -> Crop:

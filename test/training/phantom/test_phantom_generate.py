@@ -167,7 +167,7 @@ def test_a_directory_of_other_phantoms_is_refused(directory: Path) -> None:
 
 
 def test_more_held_out_cases_than_cases_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"got 2 cases, expected at least 3 \(2 validation, 1 test\)"):
+    with pytest.raises(InputError, match=r"got 2 cases, expected at least 3 \(2 validation, 1 test, 0 healthy\)"):
         write_phantoms(cases=2, seed=1, out=tmp_path, options=PhantomOptions(validation=2, test=1))
     assert not list(tmp_path.iterdir())
 
