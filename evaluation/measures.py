@@ -52,7 +52,7 @@ def scan_measures(
     measures: Measures = {measure: {} for measure in MEASURES}
     overlaps: dict[str, Overlap] = {}
     for target in TARGETS:
-        reference_mask, predicted_mask = _mask(reference, target), _mask(prediction, target)
+        reference_mask, predicted_mask = target_mask(reference, target), target_mask(prediction, target)
         overlaps[target] = overlap(reference_mask, predicted_mask)
         surface = surface_agreement(reference_mask, predicted_mask, spacing_zyx_mm=spacing_zyx_mm)
         is_counted = target == OVERALL or overlaps[target].union > 0
@@ -62,7 +62,8 @@ def scan_measures(
     return measures, overlaps
 
 
-def _mask(labels: NDArray[np.uint8], target: str) -> NDArray[np.bool_]:
+def target_mask(labels: NDArray[np.uint8], target: str) -> NDArray[np.bool_]:
+    """The voxels that belong to a target, bool, of the labels' shape."""
     return labels > 0 if target == OVERALL else labels == _LABELS[target]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,12 +80,8 @@ def _decompressed(file: IO[bytes], wanted: int) -> bytearray:
     """What the compressed voxels hold, to the end and its checksum; at most a little more than is wanted."""
     decompressor = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # a zlib or a gzip header
     content = bytearray()
-    for chunk in _chunks(file):
+    for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""):
         content += decompressor.decompress(chunk)
         if decompressor.eof or len(content) > wanted:
             return content
     raise EOFError("the compressed voxels end early")
-
-
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    return iter(lambda: file.read(_CHUNK_BYTES), b"")

@@ -57,8 +57,8 @@ def wilcoxon_signed_rank(first: Sequence[float], second: Sequence[float]) -> Pai
     median = float(np.median(differences)) if differences.size else None
     if nonzero.size == 0:
         return PairedTest(n=differences.size, n_nonzero=0, median_difference=median, statistic=None, p=None)
-    # method="auto" is exact for few tied values from SciPy 1.15 on
     ranks = rankdata(np.abs(nonzero))
+    # method="auto" is exact for few tied values from SciPy 1.15 on
     result = wilcoxon(nonzero, zero_method="wilcox", alternative="two-sided", method="auto")
     return PairedTest(
         n=differences.size,

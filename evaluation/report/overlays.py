@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from evaluation.comparison import Comparison, read_prediction
 from evaluation.cts import read_ct
 from evaluation.masks import image_of
-from evaluation.metrics import SUBTYPES
+from evaluation.measures import target_mask
 from evaluation.surfaces import bounding_box
 
 SUBTYPE_COLOURS = {"consolidation": "#ff5c4d", "ground_glass": "#4cc9ff", "mixed": "#ffd23f"}
 REFERENCE_COLOUR = "#ffffff"
 EMPTY = "no lesion in this slice"
 CASES_EACH_WAY = 3
-
-_LABELS = {name: label for label, name in SUBTYPES.items()}
 
 _WINDOW_HU = (-1150, 350)
 _MARGIN_MM = 12.0
@@ -142,7 +140,7 @@ def _draw_outlines(axes: Axes, mask: NDArray[np.uint8], *, reference: NDArray[np
     if reference is not None and reference.any():
         axes.contour(reference > 0, levels=[0.5], colors=[REFERENCE_COLOUR], linewidths=0.9, linestyles="dashed")
     for subtype, colour in SUBTYPE_COLOURS.items():
-        is_subtype = mask == _LABELS[subtype]
+        is_subtype = target_mask(mask, subtype)
         if is_subtype.any():
             axes.contour(is_subtype, levels=[0.5], colors=[colour], linewidths=1.1)
     if not mask.any():

@@ -198,17 +198,8 @@ def score_table(comparison: Comparison) -> Table:
         kappa, total = aggregates["kappa"], aggregates["total_score"]
         intervals = [interval(numbers) for numbers in (kappa, kappa["naive_bootstrap"], kappa["scan_bootstrap"])]
         borders = [number(aggregates[f"kappa_border_{border}_percent"]["value"]) for border in ("0_5", "0")]
-        agreement = [number(total["r_squared"]), number(total["icc_2_1"])]
-        rows.append(
-            [
-                name,
-                number(kappa["value"]),
-                *intervals,
-                *borders,
-                spread(total["absolute_error"], decimals=2),
-                *agreement,
-            ]
-        )
+        totals = [spread(total["absolute_error"], decimals=2), number(total["r_squared"]), number(total["icc_2_1"])]
+        rows.append([name, number(kappa["value"]), *intervals, *borders, *totals])
     header = ["Method", "Kappa", "CI, analytic", "CI, bootstrap over lobes", "CI, bootstrap over scans"]
     header += ["Kappa, 0.5\u00a0%", "Kappa, 0\u00a0%", "Total: MAE", "Total: R²", "Total: ICC(2,1)"]
     note = (

@@ -99,15 +99,6 @@ def test_processes_change_nothing(judge, write_submission, predictions, request)
     assert together == alone
 
 
-def test_a_failure_in_a_process_names_its_job_alone(judge, write_submission, write_mask, in_processes) -> None:
-    submission = write_submission([("a", EMPTY), ("b", EMPTY)])
-    write_mask(next((submission / "job-1").rglob("*.mha")), EMPTY, shift_mm=2.0)
-    outcome = judge(submission)
-    refused(outcome, "job job-1: the mask's grid is not its CT's")
-    assert "-300" not in outcome[0].stderr
-    assert "-300" in outcome[0].stdout
-
-
 def test_too_little_memory_names_the_job(judge, write_submission, monkeypatch) -> None:
     def judge_job(task) -> None:
         raise MemoryError
@@ -181,11 +172,15 @@ def test_unusable_masks(judge, write_submission, array, message) -> None:
     refused(judge(write_submission([("a", array), ("b", EMPTY)])), message)
 
 
-def test_a_shifted_mask_is_refused_without_showing_the_reference(judge, write_submission, write_mask) -> None:
+@pytest.mark.parametrize(("processes", "job"), [("_in_this_process", "job-0"), ("in_processes", "job-1")])
+def test_a_shifted_mask_is_refused_without_showing_the_reference(
+    judge, write_submission, write_mask, request, processes, job
+) -> None:
+    request.getfixturevalue(processes)
     submission = write_submission([("a", EMPTY), ("b", EMPTY)])
-    write_mask(next((submission / "job-0").rglob("*.mha")), EMPTY, shift_mm=2.0)
+    write_mask(next((submission / job).rglob("*.mha")), EMPTY, shift_mm=2.0)
     outcome = judge(submission)
-    refused(outcome, "job job-0: the mask's grid is not its CT's: .*write it with the size, spacing")
+    refused(outcome, f"job {job}: the mask's grid is not its CT's: .*write it with the size, spacing")
     assert "-300" not in outcome[0].stderr
     assert "-300" in outcome[0].stdout
 

@@ -42,9 +42,11 @@ def test_two_methods(tmp_path, reference, methods) -> None:
     assert (pair["median_difference"], pair["p"], pair["m"], pair["p_bonferroni"]) == (0.875, 0.5, 1, 0.5)
 
 
-def test_the_same_input_gives_the_same_files(tmp_path, with_cts, methods) -> None:
-    for out in ("one", "two"):
-        compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / out)
+@pytest.mark.parametrize("processes", ["_in_this_process", "in_processes"])
+def test_the_same_input_gives_the_same_files(tmp_path, with_cts, methods, request, processes) -> None:
+    compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / "one")
+    request.getfixturevalue(processes)
+    compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / "two")
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -143,14 +145,6 @@ def test_another_grid_names_the_method_or_is_resampled_where_asked(
 def test_no_method(tmp_path, reference) -> None:
     with pytest.raises(InputError, match="--method: got none"):
         compare_methods(reference_directory=reference, methods={}, out=tmp_path / "out")
-
-
-def test_processes_change_nothing(tmp_path, with_cts, methods, request) -> None:
-    compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / "one")
-    request.getfixturevalue("in_processes")
-    compare_methods(reference_directory=with_cts, methods=methods, out=tmp_path / "two")
-    for name in FILES:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_nothing_is_written_when_the_report_fails(tmp_path, with_cts, methods, monkeypatch) -> None:

@@ -81,12 +81,6 @@ def test_refuses_what_is_no_label_mask(tmp_path, write_mask, array, message) -> 
         read_mask(write_mask(tmp_path / "m.mha", array), highest_label=3)
 
 
-def test_takes_floats_that_are_whole_numbers(tmp_path, write_mask) -> None:
-    mask = read_mask(write_mask(tmp_path / "m.mha", ARRAY.astype(np.float32)), highest_label=3)
-    assert mask.array.dtype == np.uint8
-    assert np.array_equal(mask.array, ARRAY)
-
-
 def test_refuses_colours(tmp_path) -> None:
     sitk.WriteImage(sitk.Image([4, 3, 2], sitk.sitkVectorUInt8, 3), str(tmp_path / "m.mha"))
     with pytest.raises(InputError, match="m.mha: got 3 dimensions and 3 channels, expected 3 and 1"):
