@@ -100,7 +100,7 @@ def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
         if not (suffix and path.is_file()) and not (folders and path.is_dir()):
             log.warning("%s: left alone", path)
             continue
-        name = path.name.removesuffix(path.name[-len(suffix) :]) if path.is_file() else path.name
+        name = path.name[: -len(suffix)] if path.is_file() else path.name
         if name in files:
             raise InputError(f"{folder}: got {files[name].name} and {path.name}, expected one file a case")
         files[name] = path

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 INPUT_DIR = Path("/input")
 OUTPUT_DIR = Path("/output")
+STAGING_PREFIX = ".partial-"
 LESIONS_FILE = f"{LESIONS.relative_path}/output.mha"
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def staged_outputs(output_dir: Path) -> Iterator[Path]:
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.TemporaryDirectory(dir=output_dir, prefix=".partial-")  # same disk: a move is a rename
+        staging = tempfile.TemporaryDirectory(dir=output_dir, prefix=STAGING_PREFIX)  # same disk: a move is a rename
     except OSError as error:
         raise InputError(f"{output_dir}: cannot be written ({error.strerror}), expected a writable folder") from error
     with staging as name:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from algorithm.batch_cases import BatchCase, sha256
 from algorithm.errors import InputError, one_line
 from algorithm.images import Volume, write_labels
-from algorithm.job import read_case, staged_outputs
+from algorithm.job import STAGING_PREFIX, read_case, staged_outputs
 from algorithm.lobes import LOBES
 from algorithm.report import ModelIdentity
 
@@ -186,7 +186,7 @@ def _write(
     case: BatchCase, folder: Path, loaded: _Loaded, segmentation: Segmentation, draw: Draw, progress: _Progress
 ) -> None:
     with progress.of(case.name):
-        for left in folder.glob(".partial-*"):
+        for left in folder.glob(f"{STAGING_PREFIX}*"):
             shutil.rmtree(left)
         with staged_outputs(folder) as staging:
             write_labels(segmentation.labels, staging / LESIONS_FILE)

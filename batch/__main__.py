@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from batch.cases import find_cases
 from batch.cohort import PICTURE_FILE, TABLE_FILE, collect
-from batch.errors import InputError, PlatformError, TokenRefusedError
+from batch.errors import InputError, PlatformError, TokenRefusedError, without_queries
 from batch.manifest import HERE, Manifest, only_process
 from batch.scans import convert
 
@@ -42,7 +41,7 @@ def _log_to_stdout() -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
     logging.getLogger("batch").setLevel(logging.INFO)
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_without_queries)
+        handler.addFilter(_hide_signatures)
 
 
 @app.command()
@@ -105,6 +104,7 @@ def fetch(out: OutOption) -> None:
         manifest = Manifest.load(out)
         manifest.forget_errors(out)
         Batch(connection, manifest, out).refresh()
+        Console().print(_table(manifest))
         _finish(manifest, out, complete=False)
 
 
@@ -138,8 +138,6 @@ def _complete(manifest: Manifest, out: Path, connection: Connection) -> None:
 
 def _finish(manifest: Manifest, out: Path, *, complete: bool) -> None:
     """Collect the results; then fail if a case failed or, where all should be complete, is not finished."""
-    if not complete:
-        Console().print(_table(manifest))
     collect(out)
     records = manifest.cases.values()
     images = {record.algorithm_image for record in records if record.algorithm_image}
@@ -181,9 +179,9 @@ def _sendings(manifest: Manifest) -> Table:
     return table
 
 
-def _without_queries(record: logging.LogRecord) -> bool:
+def _hide_signatures(record: logging.LogRecord) -> bool:
     """Keep signatures out of the log: the client tells the whole address of an upload that it tries again."""
-    record.msg, record.args = re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", record.getMessage()), ()
+    record.msg, record.args = without_queries(record.getMessage()), ()
     return True
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel, ValidationError
 
 from batch.errors import InputError
-from batch.results import SEVERITY_FILE
+from batch.results import SEVERITY_FILE, write_whole
 
 TABLE_FILE = "severity.csv"
 PICTURE_FILE = "cohort.png"
@@ -60,8 +59,8 @@ def collect(folder: Path) -> dict[str, Severity]:
     """
     cases = {path.parent.name: _read(path) for path in sorted(folder.glob(f"[!.]*/{SEVERITY_FILE}"))}
     if cases:
-        _write_whole(folder / TABLE_FILE, _table(cases).encode())
-        _write_whole(folder / PICTURE_FILE, _picture(cases))
+        write_whole(folder / TABLE_FILE, _table(cases).encode())
+        write_whole(folder / PICTURE_FILE, _picture(cases))
     return cases
 
 
@@ -88,25 +87,20 @@ def _table(cases: dict[str, Severity]) -> str:
     return text.getvalue()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
 def _picture(cases: dict[str, Severity]) -> bytes:
     """A PNG: the score of each lobe of each case, the worst case on top, and how the total scores are distributed."""
     ordered = sorted(cases, key=lambda name: (-_total(cases[name]), name))
+    totals = [_total(cases[name]) for name in ordered]
     rows = len(ordered)
     row_inches = 0.22 if rows <= _MOST_NAMED_ROWS else 0.22 * _MOST_NAMED_ROWS / rows
     rows_inches = max(0.6, rows * row_inches)
     figure = Figure(figsize=(9, 3.6 + rows_inches), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, width_ratios=(1.5, 1), height_ratios=(1.9, rows_inches))
-    _draw_distribution(figure.add_subplot(grid[0, :]), [_total(cases[name]) for name in ordered])
+    _draw_distribution(figure.add_subplot(grid[0, :]), totals)
     scores = figure.add_subplot(grid[1, 0])
     _draw_scores(scores, ordered, cases)
-    _draw_totals(figure.add_subplot(grid[1, 1], sharey=scores), [_total(cases[name]) for name in ordered])
+    _draw_totals(figure.add_subplot(grid[1, 1], sharey=scores), totals)
     png = io.BytesIO()
     with matplotlib.rc_context({"font.size": 9}):
         figure.savefig(png, dpi=110, format="png")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -14,12 +13,12 @@ from typing import Any
 import gcapi
 import httpx
 from gcapi.check_version import UnsupportedVersionError
-from gcapi.exceptions import GCAPIError
+from gcapi.exceptions import GCAPIError, ObjectNotFound
 from gcapi.models import ComponentInterfaceValuePostRequest
 from gcapi.retries import SelectiveBackoffStrategy
 
 from batch.cases import Case, require_usable_name
-from batch.errors import InputError, PlatformError, TokenRefusedError
+from batch.errors import InputError, PlatformError, TokenRefusedError, without_queries
 from batch.manifest import ENDED
 
 TOKEN_VARIABLE = "GRAND_CHALLENGE_AUTHORIZATION"  # noqa: S105 (the variable's name, not a token)
@@ -202,7 +201,7 @@ def describe(error: Exception) -> str:
     """An error on one line; of a refused request the platform's answer, never the request."""
     response = getattr(error, "response", None)
     text = f"{type(error).__name__}: {error}" if response is None else f"HTTP {response.status_code}: {response.text}"
-    return re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", " ".join(text.split()))[:300]
+    return without_queries(" ".join(text.split()))[:300]
 
 
 @contextmanager
@@ -210,7 +209,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except _FAILURES as error:
-        is_missing = type(error).__name__ == "ObjectNotFound"
+        is_missing = isinstance(error, ObjectNotFound)
         status_code = 404 if is_missing else getattr(getattr(error, "response", None), "status_code", None)
         if status_code == httpx.codes.UNAUTHORIZED:
             raise TokenRefusedError(

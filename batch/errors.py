@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class InputError(ValueError):
     """Input or an account that cannot be used.
@@ -30,3 +32,8 @@ class PlatformError(Exception):
     def is_refusal(self) -> bool:
         """Whether the platform has understood and will not do it, however often it is asked."""
         return self.status_code is not None and 400 <= self.status_code < 500 and self.status_code not in (408, 429)
+
+
+def without_queries(text: str) -> str:
+    """A text whose web addresses have lost their queries, which hold signatures."""
+    return re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", text)

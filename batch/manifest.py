@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batch.cases import Case, shortened
 from batch.errors import InputError
-from batch.results import CASE_FILE, finished_here
+from batch.results import CASE_FILE, finished_here, write_whole
 
 FILE_NAME = "manifest.json"
 SCHEMA_VERSION = 2
@@ -149,12 +148,7 @@ class Manifest(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write the manifest whole or not at all."""
-        partial = folder / f".{FILE_NAME}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(folder / FILE_NAME)
+        write_whole(folder / FILE_NAME, f"{self.model_dump_json(indent=2)}\n".encode())
 
     def plan(self, cases: Iterable[Case], folder: Path) -> None:
         """Take up new cases and those computed here, and make ready to try again what could not be sent or fetched.

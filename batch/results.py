@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -41,6 +42,16 @@ class CaseFile(BaseModel):
     computed: str
     inputs: dict[str, str]
     outputs: dict[str, str]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def write_case_file(folder: Path, *, computed: str, inputs: Mapping[str, str]) -> dict[str, str]:

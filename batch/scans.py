@@ -171,14 +171,12 @@ def _read_header(path: Path) -> Dataset | None:
 def _require_one_ct_series(folder: Path, headers: dict[Path, Dataset]) -> None:
     if len(headers) < 2:
         raise InputError(f"{folder}: got {len(headers)} DICOM files, expected the slices of one CT series")
-    for what, found in (
-        ("modality", {str(header.get("Modality", "none")) for header in headers.values()}),
-        ("series", {str(header.get("SeriesInstanceUID", "none")) for header in headers.values()}),
-    ):
-        if what == "modality" and found != {"CT"}:
-            raise InputError(f"{folder}: got modality {', '.join(sorted(found))}, expected CT")
-        if len(found) > 1:
-            raise InputError(f"{folder}: got {len(found)} series, expected one; put one series in the folder")
+    modalities = {str(header.get("Modality", "none")) for header in headers.values()}
+    if modalities != {"CT"}:
+        raise InputError(f"{folder}: got modality {', '.join(sorted(modalities))}, expected CT")
+    series = {str(header.get("SeriesInstanceUID", "none")) for header in headers.values()}
+    if len(series) > 1:
+        raise InputError(f"{folder}: got {len(series)} series, expected one; put one series in the folder")
     for path, header in headers.items():
         if "LOCALIZER" in header.get("ImageType", ()):
             raise InputError(f"{path}: got a localiser, expected axial slices; take it out of the folder")

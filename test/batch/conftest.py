@@ -20,7 +20,8 @@ from batch.jobs import Batch
 from batch.manifest import Manifest
 
 
-def _load_standin() -> ModuleType:
+@pytest.fixture(scope="session")
+def standin() -> ModuleType:
     """The package of the stand-in; there are no importable packages under test/."""
     folder = Path(__file__).with_name("standin")
     spec = importlib.util.spec_from_file_location(
@@ -29,11 +30,6 @@ def _load_standin() -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="session")
-def standin() -> ModuleType:
-    return _load_standin()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from batch.results import CASE_FILE, write_case_file
 
 NAMES = ["a", "b", "c"]
 JOBS = "/api/v1/algorithms/jobs/"
-UPLOADS = "/api/v1/uploads/"
 
 
 def test_runs_every_case_and_fetches_its_outputs(write_cases, open_batch, account, require_home) -> None:

@@ -88,7 +88,6 @@ class Account:
     most_uploads: int = 2000
     compute: Compute = field(default_factory=lambda: example_outputs)
     faults: list[Fault] = field(default_factory=list)
-    random_fault: Callable[[str, str], Fault | None] = lambda method, path: None
     algorithm_image: str = "image-1"
     archives: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)

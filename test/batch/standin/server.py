@@ -62,17 +62,7 @@ class Platform:
 def make_certificate(folder: Path) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1, valid for two days, and its key."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
-    curve = [
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=stand-in",
-    ]
+    curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=stand-in".split()
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(["openssl", "req", "-x509", *curve, *names], check=True, capture_output=True)
     return certificate, key
@@ -149,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if fault.times > 0 and fault.method == self.command and re.match(fault.path, path):
                     fault.times -= 1
                     return fault
-            return account.random_fault(self.command, path)
+        return None
 
     def _send_json(self, status: int, body: Any, what: str = "") -> None:
         self._send(status, json.dumps(body).encode(), {"Content-Type": "application/json"}, what=what)
