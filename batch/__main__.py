@@ -60,6 +60,10 @@ def run(
     with _one_line_errors():
         if (scans is None) == (archive is None):
             raise InputError("got both or none of --scans and --archive, expected one of them")
+        if archive and lobes:
+            raise InputError(
+                "got --lobes with --archive, whose lobes are on the platform; expected --scans, or no --lobes"
+            )
         manifest = Manifest.load_or_new(out, platform=platform, algorithm=algorithm)
         if dry_run:
             if scans is None:

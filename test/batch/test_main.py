@@ -197,3 +197,8 @@ def test_two_commands_on_one_folder_are_refused(command, write_cases, tmp_path) 
 @pytest.mark.parametrize("options", [(), ("--scans", "x", "--archive", "y")])
 def test_scans_or_an_archive(command, options) -> None:
     assert "expected one of them" in command("run", *options, scans=False).stderr
+
+
+def test_an_archive_has_its_own_lobes(command) -> None:
+    outcome = command("run", "--archive", "y", "--lobes", "z", scans=False)
+    assert outcome.exit_code == 1 and "got --lobes with --archive" in outcome.stderr
