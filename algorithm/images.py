@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,15 @@ def read_labels(path: Path) -> Volume:
     return volume.with_array(whole)
 
 
+def read_geometry(path: Path) -> Geometry:
+    """The grid that the header of an image file states; no voxel is read.
+
+    Raises:
+        InputError: the file is missing, of no known format, or its header is unusable.
+    """
+    return Geometry.of(_open(path))  # type: ignore[arg-type] # a reader answers what an image answers
+
+
 def write_labels(volume: Volume, path: Path) -> None:
     """Write a label map, compressed; the file appears under its name only when it is complete.
 
@@ -176,20 +186,24 @@ def write_labels(volume: Volume, path: Path) -> None:
 
 
 def require_same_grid(volume: Volume, ct: Volume, what: str) -> None:
-    """Check that a volume lies on the CT's voxel grid.
+    """Check that a volume lies on the CT's voxel grid; see `require_same_geometry`."""
+    require_same_geometry(volume.geometry, ct.geometry, what)
+
+
+def require_same_geometry(got: Geometry, expected: Geometry, what: str) -> None:
+    """Check that a grid is the CT's.
 
     Sizes must be equal, origins agree within 0.01 voxel, spacings within 1e-4 mm and direction cosines within 1e-4:
     what single-precision headers and headers with six digits need, and less than what moves a voxel.
 
     Args:
-        volume: the volume to check.
-        ct: the CT.
-        what: name of the volume for the message, for example "lobe mask".
+        got: the grid to check.
+        expected: the CT's.
+        what: name of what lies on it for the message, for example "lobe mask".
 
     Raises:
         InputError: the grids differ; the message names the first property that does.
     """
-    got, expected = volume.geometry, ct.geometry
     origin_mm = _SAME_ORIGIN_VOXELS * min(expected.spacing_zyx_mm)
     properties = (
         ("size (x, y, z)", got.size_zyx[::-1], expected.size_zyx[::-1], 0.0),
@@ -205,79 +219,45 @@ def require_same_grid(volume: Volume, ct: Volume, what: str) -> None:
             )
 
 
-def to_canonical(volume: Volume) -> Volume:
-    """Reorder axes so that they run closest to left, posterior, superior (LPS), without resampling.
-
-    The array's axes (z, y, x) then run towards the patient's head, back and left.
-    """
-    geometry = volume.geometry
-    axes = _canonical_axes(geometry.direction)
-    direction = np.reshape(geometry.direction, (3, 3))
-    size, spacing = geometry.size_zyx[::-1], geometry.spacing_zyx_mm[::-1]
-    order, signs = [axis for axis, _ in axes], [sign for _, sign in axes]
-    origin = np.array(geometry.origin_xyz_mm)
-    for axis, sign in axes:
-        if sign < 0:
-            origin += direction[:, axis] * spacing[axis] * (size[axis] - 1)
-    canonical = Geometry(
-        size_zyx=(size[order[2]], size[order[1]], size[order[0]]),
-        spacing_zyx_mm=(spacing[order[2]], spacing[order[1]], spacing[order[0]]),
-        origin_xyz_mm=tuple(origin.tolist()),
-        direction=tuple((direction[:, order] * signs + 0.0).ravel().tolist()),  # + 0.0: no negative zeros
-    )
-    array = volume.array.transpose([2 - axis for axis in order[::-1]])
-    return Volume(np.ascontiguousarray(np.flip(array, _flipped(axes))), canonical)
-
-
-def from_canonical(volume: Volume, geometry: Geometry) -> Volume:
-    """Undo `to_canonical`.
-
-    Args:
-        volume: a volume on the canonical grid of `geometry`.
-        geometry: the geometry before `to_canonical`; the result has it to the bit.
-    """
-    axes = _canonical_axes(geometry.direction)
-    array_order = [2 - axis for axis, _ in axes[::-1]]
-    array = np.flip(volume.array, _flipped(axes)).transpose(np.argsort(array_order))
-    if array.shape != geometry.size_zyx:
-        raise ValueError(f"got a canonical array of shape {volume.array.shape}, which {geometry} does not give")
-    return Volume(np.ascontiguousarray(array), geometry)
-
-
-def _canonical_axes(direction: tuple[float, ...]) -> list[tuple[int, float]]:
-    """For each of left, posterior, superior: SimpleITK's index axis closest to it, and its sign along it."""
-    matrix = np.reshape(direction, (3, 3))
-    order = max(permutations(range(3)), key=lambda axes: sum(abs(matrix[row, axis]) for row, axis in enumerate(axes)))
-    return [(axis, -1.0 if matrix[row, axis] < 0 else 1.0) for row, axis in enumerate(order)]
-
-
-def _flipped(axes: list[tuple[int, float]]) -> tuple[int, ...]:
-    """The axes of a canonical array (z, y, x) that run against the stored ones."""
-    return tuple(2 - row for row, (_, sign) in enumerate(axes) if sign < 0)
-
-
 def _read_file(path: Path) -> Volume:
     suffix = _suffix(path)
     if suffix.startswith(".nii"):
         require_sound_nifti(path)
-    elif suffix.startswith(".mh"):
-        require_sound_metaimage(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO(IMAGE_IO[suffix])
-    try:
-        reader.ReadImageInformation()
-        require_sound_header(reader, path)
+    reader = _open(path)
+    with _explained(path):
         voxel_bytes = math.prod(reader.GetSize()) * sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
         if suffix.startswith(".mh"):
             require_metaimage_voxels(path, voxel_bytes)
         elif suffix == ".nrrd":
             require_sound_nrrd(path, voxel_bytes)
         return Volume.from_sitk(reader.Execute())
+
+
+def _open(path: Path) -> sitk.ImageFileReader:
+    """A reader that has read and checked the header."""
+    suffix = _suffix(path)
+    if suffix.startswith(".mh"):
+        require_sound_metaimage(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(IMAGE_IO[suffix])
+    with _explained(path):
+        reader.ReadImageInformation()
+    require_sound_header(reader, path)
+    return reader
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn SimpleITK's errors into one that says what is wrong with the file."""
+    try:
+        yield
     except RuntimeError as error:
         if "orthonormal" in str(error):
             raise InputError(SHEARED.format(path=path)) from error
-        raise InputError(f"{path}: cannot be read as {suffix} ({_reason(error)}); damaged, or saved wrongly") from error
+        raise InputError(
+            f"{path}: cannot be read as {_suffix(path)} ({_reason(error)}); damaged, or saved wrongly"
+        ) from error
 
 
 def _suffix(path: Path) -> str:

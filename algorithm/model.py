@@ -21,10 +21,12 @@ from algorithm.subtypes import ReferenceComponents, VoteRules
 
 DESCRIPTION = "model.json"
 LESION_WEIGHTS = "lesion.safetensors"
+LOBE_WEIGHTS = "lobes.safetensors"
 SUBTYPE_TABLE = "subtypes.csv"
 PLATFORM_DIRECTORY = Path("/opt/ml/model")
 PACKAGED_DIRECTORY = Path(__file__).parent / "model"
 CLASSES = ("background", "vessel", "lesion")
+VESSEL, LESION = CLASSES.index("vessel"), CLASSES.index("lesion")
 
 
 class _Part(BaseModel):
@@ -47,6 +49,21 @@ class Preprocessing(_Part):
     window_hu: tuple[float, float] = WINDOW_HU
 
 
+class LobeNetwork(_Part):
+    """The network that finds the lobes where none are given: its size, and how a scan becomes its input."""
+
+    name: Literal["UNet3D"] = "UNet3D"
+    width: int = Field(ge=1)
+    padding: Literal["same"] = "same"
+    norm: Literal["batch"] = "batch"
+    spacing_mm: float = Field(gt=0)
+    window_hu: tuple[float, float]
+
+    def untrained(self) -> UNet3D:
+        """A network of this size, with a logit for the background and one for each lobe, by label."""
+        return UNet3D(out_channels=1 + len(LOBES), width=self.width, padding=self.padding, norm=self.norm)
+
+
 class ModelDescription(_Part):
     """The contents of model.json."""
 
@@ -55,6 +72,7 @@ class ModelDescription(_Part):
     version: str
     architecture: Architecture
     preprocessing: Preprocessing
+    lobe_network: LobeNetwork | None = Field(None, description="null where the model cannot find lobes by itself")
     classes: tuple[str, ...] = CLASSES
     lobes: dict[str, int] = {lobe.key: lobe.label for lobe in LOBES}
     score_lower_percent: tuple[float, ...] = SCORE_LOWER_PERCENT
@@ -73,6 +91,7 @@ class Model:
     description: ModelDescription
     network: UNet3D
     reference: ReferenceComponents
+    lobe_network: UNet3D | None
 
 
 def find_model(explicit: Path | None = None) -> Path:
@@ -99,7 +118,7 @@ def load_model(directory: Path) -> Model:
         InputError: anything is missing, unknown, tampered with, or does not fit.
     """
     description = _read_description(directory)
-    for name in (LESION_WEIGHTS, SUBTYPE_TABLE):
+    for name in (LESION_WEIGHTS, SUBTYPE_TABLE, *([LOBE_WEIGHTS] if description.lobe_network else [])):
         if name not in description.files:
             raise InputError(f"{directory}/{DESCRIPTION}: got no checksum for {name}; export the model again")
     contents = {name: _checked(directory / name, digest) for name, digest in description.files.items()}
@@ -110,7 +129,10 @@ def load_model(directory: Path) -> Model:
         norm=description.architecture.norm,
     )
     _load_weights(network, contents[LESION_WEIGHTS], directory / LESION_WEIGHTS)
-    return Model(description, network.eval(), ReferenceComponents.read(directory / SUBTYPE_TABLE))
+    lobe_network = description.lobe_network.untrained().eval() if description.lobe_network else None
+    if lobe_network is not None:
+        _load_weights(lobe_network, contents[LOBE_WEIGHTS], directory / LOBE_WEIGHTS)
+    return Model(description, network.eval(), ReferenceComponents.read(directory / SUBTYPE_TABLE), lobe_network)
 
 
 def sha256(content: bytes) -> str:

@@ -16,8 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from algorithm.images import Volume, to_canonical
+from algorithm.images import Volume
 from algorithm.lobes import LOBES
+from algorithm.orientation import to_canonical
 from algorithm.preprocess import bounding_box, crop, margin_voxels
 from algorithm.report import SeverityReport
 from algorithm.segmenter import Segmentation

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from algorithm import __version__
 from algorithm.errors import InputError
-from algorithm.images import Volume, from_canonical, to_canonical
+from algorithm.images import Volume
 from algorithm.lobes import check_lobes
-from algorithm.model import CLASSES, LESION_WEIGHTS, Model, load_model
+from algorithm.model import LESION, LESION_WEIGHTS, Model, load_model
+from algorithm.orientation import from_canonical, to_canonical
 from algorithm.preprocess import (
     Box,
     bounding_box,
@@ -38,7 +39,6 @@ from algorithm.subtypes import SUBTYPES, Components, find_components, paint, vot
 from algorithm.tiling import plan_tiles, predict_tiled
 
 Progress = Callable[[str, float], None]
-LESION = CLASSES.index("lesion")
 LUNG_MARGIN_MM = 3.0
 
 

@@ -22,7 +22,7 @@ from algorithm.network import PERIOD, UNet3D, require_legal_size
 from training.cases import Case, of_split, read_cases
 from training.chunks import resize_chunk
 from training.files import save_array
-from training.lobe_batches import LobeItem, LobeSteps, ScoredLobe, augmented_batch, scored_lobes
+from training.lobe_batches import LobeItem, ScoredLobe, augmented_batch, lobe_batches, scored_lobes
 from training.loop import Terms, load_trained, make_fabric, train
 from training.otsu import otsu_threshold
 from training.parallel import console
@@ -95,9 +95,8 @@ def cam(run: Run, folder: Path) -> dict[str, Any]:
         classes = torch.tensor([DISEASED if score > 0 else HEALTHY for score in batch.scores], device=fabric.device)
         return {"cross_entropy": (1.0, functional.cross_entropy(logits, classes))}
 
-    steps = LobeSteps(lobes, batch=settings.batch, seed=seed, process=fabric.global_rank, processes=fabric.world_size)
-    readers = run.workers.count if fabric.device.type == "cuda" else 0
-    train(fabric, CamNetwork(width=settings.width), steps, terms, settings, folder, readers=readers)
+    batches = lobe_batches(lobes, size=settings.batch, seed=seed)
+    train(fabric, CamNetwork(width=settings.width), batches, terms, settings, folder, readers=run.workers.count)
     network = load_trained(CamNetwork(width=settings.width), folder).to(fabric.device)
     mapped = [*of_split(cases, "validation"), *of_split(cases, "test")]
     with fabric.autocast():

@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-import SimpleITK as sitk
 
 from algorithm.errors import InputError
-from algorithm.images import IMAGE_IO, Geometry, Volume, read_ct, read_labels, require_same_grid, to_canonical
-from algorithm.integrity import require_sound_header, require_sound_metaimage
+from algorithm.images import (
+    SUFFIXES,
+    Geometry,
+    Volume,
+    read_ct,
+    read_geometry,
+    read_labels,
+    require_same_geometry,
+    require_same_grid,
+)
 from algorithm.lobes import LOBES, check_lobes
+from algorithm.orientation import to_canonical
 from algorithm.subtypes import SUBTYPES
 
 Split = Literal["train", "validation", "test"]
@@ -53,6 +61,11 @@ class Case:
     lesions: Path | None
     vessels: Path | None
     split: Split
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether all five lobes were scored 0."""
+        return len(self.scores) == len(LOBES) and not any(self.scores.values())
 
 
 @dataclass(frozen=True)
@@ -224,33 +237,19 @@ def _image_problems(values: dict[str, str], data: Path) -> list[str]:
     for name, grid in grids.items():
         try:
             if ct is not None and grid is not None:
-                require_same_grid(grid, ct, f"image in column {name}")
+                require_same_geometry(grid, ct, f"image in column {name}")
         except InputError as error:
             problems.append(str(error))
     return problems
 
 
-def _read_grid(path: Path, column: str) -> Volume | None:
-    """The grid that the header of an image states, without voxels; None for a DICOM series, whose files state it."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if path.is_dir() and column == "ct":
-        return None
-    suffix = next((suffix for suffix in IMAGE_IO if path.name.lower().endswith(suffix)), None)
-    if suffix is None or path.is_dir():
-        raise InputError(f"{path}: expected an image file ({', '.join(IMAGE_IO)}), or for a CT a DICOM folder")
-    if suffix.startswith(".mh"):
-        require_sound_metaimage(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO(IMAGE_IO[suffix])
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(f"{path}: no {suffix} header, or image axes not at right angles; save it again") from error
-    require_sound_header(reader, path)
-    grid = Geometry.of(reader)  # type: ignore[arg-type] # it answers what an image answers
-    return Volume(np.empty((0, 0, 0)), grid)
+def _read_grid(path: Path, column: str) -> Geometry | None:
+    """The grid that the header of an image states; None for a DICOM series, whose files state it."""
+    if path.is_dir():
+        if column == "ct":
+            return None
+        raise InputError(f"{path}: got a folder, expected an image file ({', '.join(SUFFIXES)})")
+    return read_geometry(path)
 
 
 def _repetitions(rows: list[_Row], data: Path) -> list[tuple[int, str]]:

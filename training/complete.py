@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from algorithm.images import read_labels
-from algorithm.lobes import LOBES
 from algorithm.subtypes import SUBTYPES
 from training.cases import TABLE, Case, all_problems, of_split, read_table, what_training_lacks
 
@@ -38,7 +37,7 @@ def _what_stages_lack(cases: list[Case]) -> list[str]:
     """What vessels, regress and subtypes need beside training cases with scores."""
     train, validation = of_split(cases, "train"), of_split(cases, "validation")
     lacks = []
-    if not any(len(case.scores) == len(LOBES) and not any(case.scores.values()) for case in train):
+    if not any(case.is_healthy for case in train):
         lacks.append("no training case with score 0 in all five lobes, to learn vessels from")
     if not any(case.scores for case in validation):
         lacks.append("no validation case with a score, to tell the best network by")

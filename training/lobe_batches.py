@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from algorithm.lobes import LOBES
 from training.augment import flip, stretch_contrast
+from training.batches import Batches
 from training.cases import Case
 from training.chunks import resize
-from training.loop import shuffled
 from training.prepare import PreparedCase, prepared
 from training.stages import Run
 from training.vessels import chunk_vessels
@@ -70,48 +70,34 @@ class LobeBatch:
     scores: list[int]
 
 
-class LobeSteps(Dataset[list[LobeItem]]):
-    """Item k: the chunks of step k for one of several processes."""
+class BalancedBatches(Batches[ScoredLobe, LobeItem]):
+    """Draws a score first and then one of its lobes, with replacement: all scores come equally often."""
 
-    def __init__(
-        self,
-        lobes: list[ScoredLobe],
-        *,
-        batch: int,
-        seed: int,
-        balanced: bool = False,
-        vessels: Run | None = None,
-        process: int = 0,
-        processes: int = 1,
-    ) -> None:
-        """Go through the lobes in a new random order every epoch, or draw all scores equally often.
-
-        Args:
-            lobes: the training instances.
-            batch: chunks per step and process.
-            seed: of the order.
-            balanced: draw a score first and then one of its lobes, with replacement.
-            vessels: run whose vessel masks are read as well.
-            process: number of this process.
-            processes: how many there are.
-        """
-        self.lobes, self.batch, self.seed = lobes, batch, seed
-        self.balanced, self.vessels = balanced, vessels
-        self.process, self.processes = process, processes
-        self.by_score = [[i for i, lobe in enumerate(lobes) if lobe.score == s] for s in range(6)]
-
-    def __getitem__(self, step: int) -> list[LobeItem]:
-        """Read the chunks of a step."""
-        chosen = shuffled(len(self.lobes), self.batch, step * self.processes + self.process, self.seed)
-        return [
-            read_item(self.lobes[self._drawn(position) if self.balanced else index], position, self.vessels)
-            for position, index in chosen
-        ]
-
-    def _drawn(self, position: int) -> int:
+    def index(self, position: int) -> int:
+        """Which lobe stands at a position of the sequence."""
         rng = np.random.default_rng([self.seed, 5, position])
-        of_score = [indices for indices in self.by_score if indices]
-        return int(rng.choice(of_score[rng.integers(len(of_score))]))
+        return int(rng.choice(self._by_score[rng.integers(len(self._by_score))]))
+
+    @cached_property
+    def _by_score(self) -> list[list[int]]:
+        scores = sorted({lobe.score for lobe in self.items})
+        return [[index for index, lobe in enumerate(self.items) if lobe.score == score] for score in scores]
+
+
+def lobe_batches(
+    lobes: list[ScoredLobe], *, size: int, seed: int, vessels: Run | None = None, balanced: bool = False
+) -> Batches[ScoredLobe, LobeItem]:
+    """Batches of lobe chunks.
+
+    Args:
+        lobes: the training instances.
+        size: chunks a batch.
+        seed: of the order.
+        vessels: run whose vessel masks are read as well.
+        balanced: whether all scores come equally often.
+    """
+    kind = BalancedBatches if balanced else Batches[ScoredLobe, LobeItem]
+    return kind(lobes, partial(read_item, vessels=vessels), size=size, seed=seed)
 
 
 def scored_lobes(run: Run, cases: list[Case]) -> list[ScoredLobe]:
@@ -129,7 +115,7 @@ def score_counts(lobes: list[ScoredLobe]) -> Counter[int]:
     return Counter(lobe.score for lobe in lobes)
 
 
-def read_item(lobe: ScoredLobe, position: int, vessels: Run | None) -> LobeItem:
+def read_item(lobe: ScoredLobe, position: int, vessels: Run | None = None) -> LobeItem:
     """Read a lobe's chunk, with its vessels if a run is given that has them."""
     chunk = lobe.case.chunk(lobe.key)
     return LobeItem(

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from algorithm.errors import InputError
+from training.batches import Batches
 from training.files import write_whole
 from training.logbook import Logbook
 from training.parallel import console
 from training.settings import LoopSettings
-from training.stages import Run
+from training.stages import Run, processes
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -59,10 +59,10 @@ def make_fabric(run: Run, precision: str) -> Fabric:
     """
     if run.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: got cuda, but PyTorch sees no usable GPU here; use --device cpu or auto")
-    processes, here = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     options: dict[str, Any] = {"accelerator": run.device, "precision": precision, "devices": here}
-    if processes > 1:
-        options |= {"strategy": "ddp", "num_nodes": processes // here}
+    if processes() > 1:
+        options |= {"strategy": "ddp", "num_nodes": processes() // here}
     fabric = Fabric(**options)
     fabric.launch()
     fabric.seed_everything(run.config.seed, verbose=False)
@@ -72,7 +72,7 @@ def make_fabric(run: Run, precision: str) -> Fabric:
 def train(
     fabric: Fabric,
     network: nn.Module,
-    steps: Dataset[Any],
+    batches: Batches[Any, Any],
     terms: Callable[[nn.Module, Any, int], Terms],
     settings: LoopSettings,
     folder: Path,
@@ -87,12 +87,12 @@ def train(
     Args:
         fabric: device, precision and processes.
         network: freshly initialised.
-        steps: item k is this process's data of step k.
-        terms: the loss terms of the network on that data at that step.
+        batches: what to learn from, a batch a step and process.
+        terms: the loss terms of the network on a batch at a step.
         settings: steps, optimiser, checkpoints.
         folder: where checkpoints and logs go.
         validation: how to find the best network; without it the last one is the result.
-        readers: processes that read ahead.
+        readers: processes that read ahead for a GPU.
 
     Returns:
         The network after the last step.
@@ -108,12 +108,13 @@ def train(
     if state:
         optimiser.load_state_dict(state["optimiser"])  # now that the parameters are on the device
     done, best = (state["step"], state["best"]) if state else (0, [])
+    steps = range(done, settings.steps)
     model.train()
     with (
         Logbook(folder, done=done, is_writer=fabric.is_global_zero) as logbook,
         _progress(folder.name, done, settings.steps, visible=fabric.is_global_zero) as advance,
     ):
-        for step, data in enumerate(_loader(steps, done, settings.steps, readers), start=done):
+        for step, data in zip(steps, _loader(fabric, batches, steps, readers), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(settings, step)
             parts = terms(model, data, step)
@@ -161,29 +162,13 @@ def load_trained(network: nn.Module, folder: Path) -> nn.Module:
     return network.eval()
 
 
-def shuffled(count: int, batch: int, step: int, seed: int) -> Iterator[tuple[int, int]]:
-    """The items of a batch when ``count`` of them are gone through in a new random order every epoch.
-
-    Args:
-        count: items.
-        batch: items a batch.
-        step: number of the batch; process r of n takes batch n * step + r, so that n processes see together what one
-            with n times the batch sees.
-        seed: of the order.
-
-    Yields:
-        Position in the whole sequence, which seeds what is random about it, and index of the item.
-    """
-    for position in range(step * batch, (step + 1) * batch):
-        epoch, place = divmod(position, count)
-        yield position, int(np.random.default_rng([seed, epoch]).permutation(count)[place])
-
-
-def _loader(steps: Dataset[Any], done: int, total: int, readers: int) -> DataLoader[Any]:
+def _loader(fabric: Fabric, batches: Batches[Any, Any], steps: range, readers: int) -> DataLoader[Any]:
+    """This process's batch of each step; on a GPU, read ahead in other processes."""
+    readers = readers if fabric.device.type == "cuda" else 0
     return DataLoader(
-        steps,
+        batches,
         batch_size=None,
-        sampler=range(done, total),
+        sampler=[step * fabric.world_size + fabric.global_rank for step in steps],
         num_workers=readers,
         collate_fn=_unchanged,
         multiprocessing_context="spawn" if readers else None,

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithm.errors import InputError
-from algorithm.images import Volume, from_canonical, read_ct
-from algorithm.model import sha256
-from algorithm.segmenter import LESION
+from algorithm.images import Volume, read_ct
+from algorithm.model import LESION, sha256
+from algorithm.orientation import from_canonical
 from training.ablate.measures import reference_labels
 from training.ablate.predictions import margin_of_mask, on_ct_grid
 from training.ablate.stage import claim
@@ -33,7 +33,7 @@ from training.files import load_array, remove_stale, write_image, write_json, wr
 from training.parallel import console, over_scans
 from training.prepare import PreparedCase, prepared
 from training.segment import Labels
-from training.stages import RECORD, Run
+from training.stages import Run, sha256_of_results
 
 FILE_ENDING = ".nii.gz"
 SPLITS = "splits_final.json"
@@ -146,8 +146,8 @@ def _lesions(job: _Job, ct: Volume) -> Volume:
 
 
 def _basis(run: Run, labels: Labels) -> dict[str, Any]:
-    record = sha256((run.folder("pseudo") / RECORD).read_bytes()) if labels == "pseudo" else None
-    return {"labels": labels, "data_sha256": sha256((run.data / TABLE).read_bytes()), "pseudo_sha256": record}
+    source = sha256_of_results(run.record("pseudo")) if labels == "pseudo" else None
+    return {"labels": labels, "data_sha256": sha256((run.data / TABLE).read_bytes()), "pseudo_sha256": source}
 
 
 def _describe(folder: Path, training: Sequence[_Job], *, name: str, labels: Labels) -> None:

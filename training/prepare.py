@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from algorithm.errors import InputError
 from algorithm.images import Geometry
 from algorithm.lobes import LOBES
-from algorithm.model import CLASSES
+from algorithm.model import LESION, VESSEL
 from algorithm.preprocess import Box, bounding_box, covering_grid, crop, masked_intensity, resample
 from training.cases import Case, Scan, all_problems, read_cases, read_scan
 from training.chunks import LobeChunk, cut_lobe
@@ -30,7 +30,6 @@ from training.stages import Run
 GEOMETRIES = "geometries.json"
 SOURCE = "source.json"
 _PART_BYTES = 1 << 20
-VESSEL, LESION = CLASSES.index("vessel"), CLASSES.index("lesion")
 
 
 @dataclass(frozen=True)

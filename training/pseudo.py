@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from algorithm.model import CLASSES
+from algorithm.model import LESION, VESSEL
 from training.cases import Case, read_cases
 from training.files import save_array
 from training.loop import make_fabric
@@ -26,8 +26,6 @@ from training.regress import trained_network
 from training.scan_maps import scan_map
 from training.stages import Run
 from training.vessels import scan_vessels
-
-VESSEL, LESION = CLASSES.index("vessel"), CLASSES.index("lesion")
 
 
 def pseudo(run: Run, folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from algorithm.severity import SCORE_INTERVALS
 from training.cases import of_split, read_cases
 from training.dram import DramNetwork, Drams
 from training.equivariance import equivariance_loss, random_transform
-from training.lobe_batches import LobeBatch, LobeItem, LobeSteps, augmented_batch, score_counts, scored_lobes
+from training.lobe_batches import LobeBatch, LobeItem, augmented_batch, lobe_batches, score_counts, scored_lobes
 from training.loop import Terms, load_trained, make_fabric, train
 from training.losses import entropy, interval_loss, intervals_of, lobe_mean, reverse_frequency_weights
 from training.refinement import refinement_loss, refinement_target
@@ -56,15 +56,8 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
     lobes = scored_lobes(run, of_split(read_cases(run.data), "train"))
     counts = score_counts(lobes)
     is_balanced = settings.weighting == "balanced-sampling"
-    steps = LobeSteps(
-        lobes,
-        batch=settings.batch,
-        seed=seed,
-        balanced=is_balanced,
-        vessels=run if settings.suppress_vessels and settings.refinement.weight > 0 else None,
-        process=fabric.global_rank,
-        processes=fabric.world_size,
-    )
+    vessels = run if settings.needs_vessels else None
+    batches = lobe_batches(lobes, size=settings.batch, seed=seed, vessels=vessels, balanced=is_balanced)
     score_weights = dict.fromkeys(range(6), 1.0) | ({} if is_balanced else reverse_frequency_weights(counts))
 
     def terms(model: nn.Module, items: list[LobeItem], step: int) -> Terms:
@@ -77,12 +70,12 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
     train(
         fabric,
         new_network(settings),
-        steps,
+        batches,
         terms,
         settings,
         folder,
         validation=dram_validation(run, settings, folder, device),
-        readers=run.workers.count if device.type == "cuda" else 0,
+        readers=run.workers.count,
     )
     return {"lobes": len(lobes), "lobes_per_score": {str(score): counts[score] for score in sorted(counts)}}
 

@@ -7,23 +7,23 @@ python -m training segment --data DATA --run-dir RUN --labels reference   # the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from algorithm.errors import InputError
-from algorithm.model import CLASSES
+from algorithm.model import CLASSES, LESION
 from algorithm.network import CONTEXT, UNet3D
-from algorithm.segmenter import LESION
 from training.augment import flip, stretch_contrast
+from training.batches import Batches
 from training.cases import of_split, read_cases
 from training.chunks import take
 from training.files import load_array
-from training.loop import Terms, load_trained, make_fabric, shuffled, train
+from training.loop import Terms, load_trained, make_fabric, train
 from training.losses import bootstrapping_loss
 from training.prepare import PreparedCase, prepared
 from training.settings import SegmentSettings
@@ -58,25 +58,6 @@ class Crop:
     position: int
 
 
-class SegmentSteps(Dataset[list[Crop]]):
-    """Item k: the crops of step k."""
-
-    def __init__(
-        self, scans: list[LabelledScan], settings: SegmentSettings, *, seed: int, process: int = 0, processes: int = 1
-    ) -> None:
-        """Go through the scans in a new random order every epoch."""
-        self.scans, self.settings, self.seed = scans, settings, seed
-        self.process, self.processes = process, processes
-
-    def __getitem__(self, step: int) -> list[Crop]:
-        """Read the crops of a step."""
-        batch = step * self.processes + self.process
-        return [
-            random_crop(self.scans[index], self.settings, seed=self.seed, position=position)
-            for position, index in shuffled(len(self.scans), self.settings.batch, batch, self.seed)
-        ]
-
-
 def segment(run: Run, folder: Path) -> dict[str, Any]:
     """Train the final network on pseudo labels of the training cases."""
     return _train(run, folder, "pseudo")
@@ -91,14 +72,14 @@ def _train(run: Run, folder: Path, labels: Labels) -> dict[str, Any]:
     settings, seed = run.config.segment, run.config.seed
     fabric = make_fabric(run, settings.precision)
     scans = labelled_scans(run, labels)
-    steps = SegmentSteps(scans, settings, seed=seed, process=fabric.global_rank, processes=fabric.world_size)
+    crops = partial(random_crop, settings=settings, seed=seed)
+    batches = Batches(scans, crops, size=settings.batch, seed=seed)
 
     def terms(model: nn.Module, crops: list[Crop], step: int) -> Terms:
         image, target, inside = augmented_crops(crops, seed=seed, device=fabric.device)
         return {"bootstrapping": (1.0, mean_loss(model(image), target, inside, beta=settings.beta))}
 
-    readers = run.workers.count if fabric.device.type == "cuda" else 0
-    train(fabric, new_network(settings), steps, terms, settings, folder, readers=readers)
+    train(fabric, new_network(settings), batches, terms, settings, folder, readers=run.workers.count)
     return {"scans": len(scans), "labels": labels}
 
 
@@ -135,21 +116,22 @@ def labelled_scans(run: Run, labels: Labels) -> list[LabelledScan]:
     return [LabelledScan(case, case.folder / "scan_classes.npy") for case in cases]
 
 
-def random_crop(scan: LabelledScan, settings: SegmentSettings, *, seed: int, position: int) -> Crop:
+def random_crop(scan: LabelledScan, position: int, *, settings: SegmentSettings, seed: int) -> Crop:
     """A crop centred on a random lesion voxel or, else, on a random lobe voxel.
 
     Args:
         scan: where from.
+        position: of the crop in the training.
         settings: of crops.
         seed: with the position, of all that is random.
-        position: of the crop in the training.
     """
     rng = np.random.default_rng([seed, 2, position])
     lobes = scan.case.array("scan_lobes")
     classes = load_array(scan.labels)
-    lesion = np.flatnonzero(classes == LESION)
     wants_lesion = rng.random() < settings.lesion_share
-    candidates = lesion if wants_lesion and lesion.size else np.flatnonzero(lobes)
+    candidates = np.flatnonzero(classes == LESION if wants_lesion else lobes)
+    if not candidates.size:
+        candidates = np.flatnonzero(lobes)
     centre = np.unravel_index(candidates[rng.integers(candidates.size)], lobes.shape)
     size, out = settings.crop_size, settings.crop_size - 2 * CONTEXT
     image = take(scan.case.mapped("scan_image"), centre, size)

@@ -88,6 +88,11 @@ class RegressSettings(LoopSettings):
     crf: CrfSettings = Field(CrfSettings(), description="makes the refinement's target")
     validate_every: int = Field(500, ge=1, description="steps between validations")
 
+    @property
+    def needs_vessels(self) -> bool:
+        """Whether any loss term asks where vessels are."""
+        return self.suppress_vessels and self.refinement.weight > 0
+
     @model_validator(mode="after")
     def _check_scales(self) -> Self:
         """The ratios must allow a size that the network takes."""

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from algorithm import __version__
 from algorithm.errors import InputError
+from algorithm.model import sha256
 from training.cases import TABLE
 from training.files import explained_when_full, read_json, remove_stale, write_json
 from training.parallel import Workers, console, end_workers
@@ -76,7 +77,7 @@ class Run:
             return None
         record = self.record(stage)
         for name, digest in record[_EARLIER].items():
-            if not (self.directory / name / RECORD).is_file() or _sha256_of_results(self.record(name)) != digest:
+            if not (self.directory / name / RECORD).is_file() or sha256_of_results(self.record(name)) != digest:
                 return None
         return record
 
@@ -115,9 +116,9 @@ def execute(run: Run, stage: Stage) -> None:
             (other settings, data, or results of earlier stages); another process is at it; several processes are to
             do what takes one; or the disk is full.
     """
-    if _processes() > 1 and not stage.together:
-        raise InputError(f"stage {stage.name}: got {_processes()} processes, expected one; run it without torchrun")
-    folder, is_first = run.directory / stage.name, _rank() == 0
+    if processes() > 1 and not stage.together:
+        raise InputError(f"stage {stage.name}: got {processes()} processes, expected one; run it without torchrun")
+    folder, is_first = run.directory / stage.name, rank() == 0
     if not is_first:
         _wait_for(folder / BASIS)
     basis = _basis(run, stage)
@@ -135,6 +136,12 @@ def execute(run: Run, stage: Stage) -> None:
                 _work(run, stage, folder, basis)
 
 
+def sha256_of_results(record: dict[str, Any]) -> str:
+    """Digest of what came out of a finished stage, and from what: the same when it is repeated to the same effect."""
+    lasting = {key: value for key, value in record.items() if key not in _COST}
+    return sha256(json.dumps(lasting, sort_keys=True).encode())
+
+
 def environment() -> dict[str, str]:
     """Versions, hardware and commit of this run."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
@@ -149,7 +156,7 @@ def environment() -> dict[str, str]:
 
 
 def _work(run: Run, stage: Stage, folder: Path, basis: dict[str, Any]) -> None:
-    remove_stale(folder, untouched_s=_PATIENCE_S if _processes() > 1 else 0.0)
+    remove_stale(folder, untouched_s=_PATIENCE_S if processes() > 1 else 0.0)
     (folder / RECORD).unlink(missing_ok=True)
     write_json(folder / BASIS, basis)
     about = {"config": run.config.model_dump(mode="json"), "environment": environment()}
@@ -186,12 +193,12 @@ def _basis(run: Run, stage: Stage) -> dict[str, Any]:
     basis = {
         "settings": stage.settings(run.config).model_dump(mode="json"),
         "seed": run.config.seed,
-        "data_sha256": hashlib.sha256(table.read_bytes()).hexdigest(),
-        _EARLIER: {need.name: _sha256_of_results(_current_record(run, need)) for need in stage.needs},
+        "data_sha256": sha256(table.read_bytes()),
+        _EARLIER: {need.name: sha256_of_results(_current_record(run, need)) for need in stage.needs},
     }
     if stage.uses:
         records = {name: run.record_if_current(name) for name in stage.uses}
-        basis[_USED] = {name: record and _sha256_of_results(record) for name, record in records.items()}
+        basis[_USED] = {name: record and sha256_of_results(record) for name, record in records.items()}
     return basis
 
 
@@ -199,12 +206,6 @@ def _current_record(run: Run, stage: Stage) -> dict[str, Any]:
     """The record of a stage that is done, as are those that it needs, with the settings, seed and data of this run."""
     is_done(run.directory / stage.name, _basis(run, stage))
     return run.record(stage.name)
-
-
-def _sha256_of_results(record: dict[str, Any]) -> str:
-    """Digest of what came out of a stage and of its basis, so that it may be repeated to the same effect."""
-    lasting = {key: value for key, value in record.items() if key not in _COST}
-    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256_of_files(folder: Path) -> str:
@@ -252,12 +253,13 @@ def _only_process(lock: Path, folder: Path) -> Iterator[None]:
         yield
 
 
-def _rank() -> int:
+def rank() -> int:
     """Number of this process among those that train together, as torchrun gives it."""
     return int(os.environ.get("RANK", 0))
 
 
-def _processes() -> int:
+def processes() -> int:
+    """How many processes train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 

@@ -45,12 +45,12 @@ def dram_validation(run: Run, settings: RegressSettings, folder: Path, device: t
             f"{run.data}: no validation case has a score, so that the best network cannot be told; mark some scored "
             "cases validation in cases.csv"
         )
-    has_vessels = settings.suppress_vessels and settings.refinement.weight > 0
+    vessels = run if settings.needs_vessels else None
     pictured = sorted(range(len(lobes)), key=lambda i: -lobes[i].score)[:PICTURED_LOBES]
     ramps = (settings.equivariance, settings.entropy, settings.refinement)
 
     def read(chosen: list[ScoredLobe]) -> LobeBatch:
-        items = [read_item(lobe, 0, run if has_vessels else None) for lobe in chosen]
+        items = [read_item(lobe, 0, vessels) for lobe in chosen]
         return plain_batch(items, size=settings.chunk_size, device=device)
 
     def measure(network: nn.Module, step: int, logbook: Logbook) -> dict[str, float]:

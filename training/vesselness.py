@@ -19,39 +19,39 @@ FloatArray = NDArray[np.float64]
 def reference_vessels(
     image: NDArray[np.floating[Any]],
     lungs: Mask,
+    within: Mask,
     *,
     spacing_mm: float,
     sigmas_mm: Sequence[float],
     alpha: float,
     beta: float,
-    erosion_mm: float,
 ) -> NDArray[np.uint8]:
     """Vessels of a scan without lesions.
 
     What lies outside the lungs, and the lungs' outermost voxels, which are mixed with it, become the lungs' median, so
-    that the border makes no ridge of its own. Otsu's threshold is taken over all voxels of the shrunken lungs, the
+    that the border makes no ridge of its own. Otsu's threshold is taken over all voxels where vessels may be, the
     many with a vesselness of exactly zero included: without them it lies higher, and misses more thin vessels.
 
     Args:
         image: windowed intensity (z, y, x), zero outside the lungs.
         lungs: bool, the same shape.
+        within: bool, the same shape, where vessels may be: the lungs, shrunken.
         spacing_mm: isotropic.
         sigmas_mm: scales of the vesselness filter.
         alpha: Frangi's constant against plates.
         beta: Frangi's constant against blobs.
-        erosion_mm: by which the lungs are shrunk.
 
     Returns:
-        uint8, 1 on vessels, which lie in the shrunken lungs; all 0 if nothing there looks like a bright tube.
+        uint8, 1 on vessels; all 0 if nothing looks like a bright tube.
     """
     reference = np.zeros(image.shape, dtype=np.uint8)
-    shrunken, unmixed = eroded(lungs, spacing_mm=spacing_mm, erosion_mm=erosion_mm), ndimage.binary_erosion(lungs)
-    if not (shrunken & unmixed).any():
+    unmixed = ndimage.binary_erosion(lungs)
+    if not (within & unmixed).any():
         return reference
     filled = np.where(unmixed, image, np.median(image[unmixed])).astype(np.float32)
-    likeness = vesselness(filled, shrunken, spacing_mm=spacing_mm, sigmas_mm=sigmas_mm, alpha=alpha, beta=beta)
+    likeness = vesselness(filled, within, spacing_mm=spacing_mm, sigmas_mm=sigmas_mm, alpha=alpha, beta=beta)
     if likeness.any():
-        reference[likeness > otsu_threshold(likeness[shrunken])] = 1
+        reference[likeness > otsu_threshold(likeness[within])] = 1
     return reference
 
 

@@ -6,7 +6,6 @@ torchrun --nproc-per-node 2 -m training vessels --data DATA --run-dir RUN
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,21 +18,21 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from algorithm.errors import InputError
 from algorithm.images import Volume
 from algorithm.lobes import LOBES
-from algorithm.model import CLASSES
+from algorithm.model import LESION, VESSEL
 from algorithm.network import Padding, UNet3D
 from algorithm.preprocess import resample
 from algorithm.tiling import plan_tiles, predict_tiled
 from evaluation.metrics import dice
 from training.augment import flip, stretch_contrast
+from training.batches import Batches
 from training.cases import Case, of_split, read_cases
 from training.chunks import take
 from training.files import load_array, save_array, whole_folder
-from training.loop import Terms, load_trained, make_fabric, shuffled, train
+from training.loop import Terms, load_trained, make_fabric, train
 from training.parallel import console, over_scans
 from training.prepare import PreparedCase, prepared
 from training.settings import VesselSettings
@@ -41,7 +40,6 @@ from training.stages import Run
 from training.vesselness import eroded, reference_vessels, without_thick
 
 STAGE, MASKS = "vessels", "masks"
-VESSEL, LESION = CLASSES.index("vessel"), CLASSES.index("lesion")
 PRIOR = 0.05  # share of vessels that the untrained network predicts
 VESSEL_SHARE = 0.5  # of patches that are centred on a vessel
 TILE_MEMORY_BYTES = 4e9
@@ -68,33 +66,6 @@ class Patch:
     image: Tensor
     vessels: Tensor
     inside: Tensor
-
-
-class VesselSteps(Dataset[list[Patch]]):
-    """Item k: the augmented patches of step k for one of several processes."""
-
-    def __init__(
-        self, scans: list[HealthyScan], settings: VesselSettings, seed: int, *, process: int = 0, processes: int = 1
-    ) -> None:
-        """Go through the scans in a new random order every epoch.
-
-        Args:
-            scans: the training instances.
-            settings: of patches.
-            seed: of the order, and with a patch's position in it, of all that is random about the patch.
-            process: number of this process.
-            processes: how many there are.
-        """
-        self.scans, self.settings, self.seed = scans, settings, seed
-        self.process, self.processes = process, processes
-
-    def __getitem__(self, step: int) -> list[Patch]:
-        """Read the patches of a step."""
-        batch = step * self.processes + self.process
-        return [
-            random_patch(self.scans[i], self.settings.patch_size, np.random.default_rng([self.seed, 6, position]))
-            for position, i in shuffled(len(self.scans), self.settings.batch, batch, self.seed)
-        ]
 
 
 def vessels(run: Run, folder: Path) -> dict[str, Any]:
@@ -138,17 +109,13 @@ def chunk_vessels(run: Run, case: Case | PreparedCase, key: str) -> NDArray[np.u
     return load_array(run.folder(STAGE) / MASKS / case.name / f"{key}.npy")
 
 
-def healthy_cases(cases: Sequence[Case]) -> list[Case]:
-    """Training cases with a score for each of the five lobes, all of them 0.
+def healthy_cases(cases: list[Case]) -> list[Case]:
+    """The healthy training cases.
 
     Raises:
         InputError: there is none.
     """
-    healthy = [
-        case
-        for case in of_split(list(cases), "train")
-        if len(case.scores) == len(LOBES) and not any(case.scores.values())
-    ]
+    healthy = [case for case in of_split(cases, "train") if case.is_healthy]
     if not healthy:
         raise InputError(
             "vessels: no healthy case to learn from, expected at least one with split train and score 0 in all five "
@@ -157,14 +124,16 @@ def healthy_cases(cases: Sequence[Case]) -> list[Case]:
     return healthy
 
 
-def random_patch(scan: HealthyScan, size: int, rng: np.random.Generator) -> Patch:
+def random_patch(scan: HealthyScan, position: int, *, size: int, seed: int) -> Patch:
     """A patch centred on a random reference vessel or, as often, on a random voxel of the eroded lungs, augmented.
 
     Args:
         scan: where from.
+        position: of the patch in the training.
         size: voxels per side.
-        rng: of all that is random.
+        seed: with the position, of all that is random.
     """
+    rng = np.random.default_rng([seed, 6, position])
     reference, eroded_lungs = load_array(scan.reference)
     candidates = np.flatnonzero(reference if rng.random() < VESSEL_SHARE else eroded_lungs)
     centre = np.unravel_index(candidates[rng.integers(candidates.size)], reference.shape)
@@ -225,35 +194,35 @@ def _write_references(run: Run, scans: list[HealthyScan]) -> None:
 
 def _write_reference(settings: VesselSettings, scan: HealthyScan) -> None:
     lungs, spacing_mm = scan.case.array("scan_lobes") > 0, scan.case.geometry("scan").spacing_zyx_mm[0]
+    inner = eroded(lungs, spacing_mm=spacing_mm, erosion_mm=settings.erosion_mm)
     reference = reference_vessels(
         scan.case.array("scan_image"),
         lungs,
+        inner,
         spacing_mm=spacing_mm,
         sigmas_mm=settings.sigmas_mm,
         alpha=settings.alpha,
         beta=settings.beta,
-        erosion_mm=settings.erosion_mm,
     )
     if not reference.any():
         raise InputError(
             f"case {scan.case.name}: no vessel found {settings.erosion_mm} mm or more inside the lungs, expected a "
             "healthy scan with visible vessels; check its CT and lobes, or take it out of the split train"
         )
-    eroded_lungs = eroded(lungs, spacing_mm=spacing_mm, erosion_mm=settings.erosion_mm)
-    save_array(scan.reference, np.stack([reference, eroded_lungs]))
+    save_array(scan.reference, np.stack([reference, inner]))
 
 
 def _train(run: Run, fabric: Fabric, scans: list[HealthyScan], folder: Path) -> None:
     settings, device = run.config.vessels, fabric.device
-    steps = VesselSteps(scans, settings, run.config.seed, process=fabric.global_rank, processes=fabric.world_size)
+    patches = partial(random_patch, size=settings.patch_size, seed=run.config.seed)
+    batches = Batches(scans, patches, size=settings.batch, seed=run.config.seed)
 
     def terms(model: nn.Module, patches: list[Patch], step: int) -> Terms:
         parts = zip(*((patch.image, patch.vessels, patch.inside) for patch in patches), strict=True)
         image, target, inside = (torch.stack(part)[:, None].to(device) for part in parts)  # (B, 1, n, n, n)
         return vessel_terms(model(image.contiguous(memory_format=torch.channels_last_3d)), target, inside)
 
-    readers = run.workers.count if device.type == "cuda" else 0
-    train(fabric, new_network(settings), steps, terms, settings, folder, readers=readers)
+    train(fabric, new_network(settings), batches, terms, settings, folder, readers=run.workers.count)
 
 
 def _predict(run: Run, fabric: Fabric, cases: list[Case], folder: Path) -> None:

@@ -11,16 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithm.errors import InputError
-from algorithm.images import (
-    Geometry,
-    Volume,
-    from_canonical,
-    read_ct,
-    read_labels,
-    require_same_grid,
-    to_canonical,
-    write_labels,
-)
+from algorithm.images import Geometry, Volume, read_ct, read_labels, require_same_grid, write_labels
+from algorithm.orientation import from_canonical, to_canonical
 
 PERMUTATIONS = list(itertools.permutations(range(3)))
 SIGNS = list(itertools.product((1.0, -1.0), repeat=3))

@@ -132,9 +132,9 @@ def test_images_are_checked_by_their_headers(data):
         *(f"line 2: the image in column {name} is not on the CT's grid: got origin" for name in ("lobes", "lesions")),
         "line 2: the image in column vessels is not on the CT's grid: got origin in mm (-10, 5, 32), expected (-10, 5",
         f"line 3: ct: {data}/text.mha: damaged or no MetaImage file",
-        f"line 3: lobes: {data}/broken.nii.gz: no .nii.gz header",
-        f"line 3: lesions: {data}/folder: expected an image file",
-        f"line 3: vessels: {data}/cases.csv: expected an image file",
+        f"line 3: lobes: {data}/broken.nii.gz: cannot be read as .nii.gz (",
+        f"line 3: lesions: {data}/folder: got a folder, expected an image file (.mha, .mhd, .nii, .nii.gz, .nrrd)",
+        f"line 3: vessels: {data}/cases.csv: unsupported format, expected .mha, .mhd, .nii, .nii.gz, .nrrd",
         f"line 4: ct: {data}/flat.mha: got size (x, y, z) (6, 5, 1), expected a scan of at least two slices",
     ]
     assert len(lines) == 1 + len(expected)

@@ -7,7 +7,7 @@ import torch
 
 from algorithm.lobes import LOBES
 from training.cases import read_cases
-from training.lobe_batches import LobeItem, LobeSteps, ScoredLobe, augmented_batch, plain_batch, scored_lobes
+from training.lobe_batches import LobeItem, ScoredLobe, augmented_batch, lobe_batches, plain_batch, scored_lobes
 from training.prepare import prepared
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def test_every_scored_lobe_is_an_instance(ready):
 
 def test_steps_read_the_chunks(ready):
     lobes = scored_lobes(ready, read_cases(ready.data))
-    first = LobeSteps(lobes, batch=3, seed=0)[0]
+    first = lobe_batches(lobes, size=3, seed=0)[0]
     assert [item.position for item in first] == [0, 1, 2]
     assert all(item.image.shape == item.mask.shape and item.vessels is None for item in first)
 
@@ -73,7 +73,7 @@ def test_steps_read_the_chunks(ready):
 def test_balanced_sampling_draws_scores_equally_often(ready):
     case = prepared(ready, read_cases(ready.data)[0])
     lobes = [ScoredLobe(case, "lul", score) for score in [0] * 16 + [1] * 3 + [5]]
-    steps = LobeSteps(lobes, batch=1, seed=0, balanced=True)
-    drawn = Counter(lobes[steps._drawn(position)].score for position in range(1500))
+    batches = lobe_batches(lobes, size=1, seed=0, balanced=True)
+    drawn = Counter(lobes[batches.index(position)].score for position in range(1500))
     assert set(drawn) == {0, 1, 5}
     assert all(abs(count - 500) < 80 for count in drawn.values())  # 4 standard deviations

@@ -18,7 +18,7 @@ import torch
 from algorithm.errors import InputError
 from training.cam import scan_cam, trained_cam
 from training.cases import read_cases
-from training.loop import BEST, CHECKPOINT, learning_rate, load_trained, make_fabric, make_optimiser, shuffled
+from training.loop import BEST, CHECKPOINT, learning_rate, load_trained, make_fabric, make_optimiser
 from training.prepare import prepared
 from training.settings import LoopSettings, TrainingConfig
 from training.stages import Run
@@ -126,7 +126,7 @@ measure = lambda network, step, logbook: {"value": value[step - 1]}
 validation = Validation(every=1, first=0, measure=measure, rank=lambda found: (found["value"],))
 settings = LoopSettings(steps=4, precision="32-true")
 terms = lambda model, data, step: {"square": (1.0, model(data).square().mean())}
-train(fabric, torch.nn.Linear(1, 1), torch.ones(4, 2, 1), terms, settings, Path(sys.argv[1]), validation=validation)
+train(fabric, torch.nn.Linear(1, 1), torch.ones(8, 2, 1), terms, settings, Path(sys.argv[1]), validation=validation)
 """
 
 
@@ -204,18 +204,6 @@ def test_a_gpu_that_is_not_there_is_refused(phantoms, tiny_config, tmp_path):
         pytest.skip("there is a GPU")
     with pytest.raises(InputError, match="device: got cuda, but PyTorch sees no usable GPU"):
         make_fabric(Run(phantoms, tmp_path, tiny_config, device="cuda"), "32-true")
-
-
-def test_every_item_comes_once_an_epoch():
-    seen = [i for step in range(10) for _, i in shuffled(20, 4, step, seed=5)]
-    assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20)) and seen[:20] != seen[20:]
-    assert list(shuffled(20, 4, 7, seed=5)) == list(enumerate(seen))[28:32]
-
-
-def test_processes_share_the_sequence():
-    one = [item for step in range(3) for item in shuffled(10, 4, step, seed=1)]
-    two = [item for step in range(3) for process in (0, 1) for item in shuffled(10, 2, 2 * step + process, seed=1)]
-    assert one == two
 
 
 def test_learning_rate_falls_along_a_cosine_or_stays():

@@ -2,16 +2,18 @@ import itertools
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from algorithm.errors import InputError
+from training.batches import Batches
 from training.cases import of_split, read_cases
 from training.chunks import take
 from training.prepare import PreparedCase
-from training.segment import Crop, LabelledScan, SegmentSteps, augmented_crops, labelled_scans, mean_loss, random_crop
+from training.segment import Crop, LabelledScan, augmented_crops, labelled_scans, mean_loss, random_crop
 from training.settings import SegmentSettings
 
 CPU = torch.device("cpu")
@@ -45,7 +47,7 @@ def scan(tmp_path) -> LabelledScan:
 
 
 def test_image_and_labels_of_a_crop_are_the_same_place(scan):
-    crop = random_crop(scan, SegmentSettings(crop_size=92, lesion_share=0.0), seed=0, position=0)
+    crop = random_crop(scan, 0, settings=SegmentSettings(crop_size=92, lesion_share=0.0), seed=0)
     assert crop.image.shape == (92,) * 3 and crop.labels.shape == crop.inside.shape == (4,) * 3
     centre = crop.image[44:48, 44:48, 44:48]
     lobes = torch.from_numpy(scan.case.array("scan_lobes")).flatten()
@@ -55,20 +57,20 @@ def test_image_and_labels_of_a_crop_are_the_same_place(scan):
 
 def test_crops_can_be_centred_on_lesion(scan):
     for position in range(5):
-        crop = random_crop(scan, SegmentSettings(crop_size=92, lesion_share=1.0), seed=0, position=position)
+        crop = random_crop(scan, position, settings=SegmentSettings(crop_size=92, lesion_share=1.0), seed=0)
         assert crop.labels[2, 2, 2] == 2 and (crop.labels == 2).sum() == 1
 
 
 def test_a_healthy_scan_gives_crops_too(scan):
     np.save(scan.labels, np.zeros((30, 40, 50), dtype=np.uint8))
-    crop = random_crop(scan, SegmentSettings(crop_size=92, lesion_share=1.0), seed=0, position=0)
+    crop = random_crop(scan, 0, settings=SegmentSettings(crop_size=92, lesion_share=1.0), seed=0)
     assert crop.labels.sum() == 0 and crop.inside[2, 2, 2]
 
 
 def test_processes_see_together_what_one_with_all_of_the_batch_sees(scan):
-    one = SegmentSteps([scan] * 3, SegmentSettings(crop_size=92, batch=4), seed=7)[2]
-    half = SegmentSettings(crop_size=92, batch=2)
-    two = [SegmentSteps([scan] * 3, half, seed=7, process=process, processes=2)[2] for process in (0, 1)]
+    read = partial(random_crop, settings=SegmentSettings(crop_size=92), seed=7)
+    one = Batches([scan] * 3, read, size=4, seed=7)[2]
+    two = [Batches([scan] * 3, read, size=2, seed=7)[2 * 2 + process] for process in (0, 1)]
     assert [crop.position for crop in one] == [8, 9, 10, 11] == [crop.position for crops in two for crop in crops]
     whole = augmented_crops(one, seed=7, device=CPU)
     halves = [augmented_crops(crops, seed=7, device=CPU) for crops in two]

@@ -8,6 +8,7 @@ from training.otsu import otsu_threshold
 from training.vesselness import (
     distance_to_outside_mm,
     eigenvalues,
+    eroded,
     hessian,
     reference_vessels,
     vesselness,
@@ -199,9 +200,13 @@ def tree() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 TREE = {"spacing_mm": 1.5, "sigmas_mm": (1.0, 1.5, 2.0, 2.5, 3.0), **FRANGI}
 
 
+def shrunken(lungs: np.ndarray, erosion_mm: float) -> np.ndarray:
+    return eroded(lungs, spacing_mm=TREE["spacing_mm"], erosion_mm=erosion_mm)
+
+
 def test_reference_recovers_a_tree_of_tubes(tree):
     image, lungs, vessels = tree
-    reference = reference_vessels(image, lungs, erosion_mm=3.0, **TREE)
+    reference = reference_vessels(image, lungs, shrunken(lungs, 3.0), **TREE)
     inner = distance_to_outside_mm(lungs, spacing_mm=1.5) > 3.0
     assert reference.dtype == np.uint8 and not reference[~inner].any()
     found, true = reference[inner] > 0, vessels[inner]
@@ -213,9 +218,9 @@ def test_the_border_of_the_lungs_is_no_vessel(tree):
     _, lungs, _ = tree
     outermost = lungs & (distance_to_outside_mm(lungs, spacing_mm=1.5) <= 1.5)
     mixed_with_chest_wall = np.where(outermost, 0.6, np.where(lungs, 0.25, 0.0))
-    assert not reference_vessels(mixed_with_chest_wall, lungs, erosion_mm=0.0, **TREE).any()
+    assert not reference_vessels(mixed_with_chest_wall, lungs, shrunken(lungs, 0.0), **TREE).any()
 
 
 @pytest.mark.parametrize("lungs", [np.zeros((9, 9, 9), dtype=bool), np.indices((9, 9, 9)).sum(axis=0) == 12])
 def test_lungs_without_a_voxel_left_have_no_vessels(lungs):
-    assert not reference_vessels(lungs.astype(np.float16), lungs, erosion_mm=3.0, **TREE).any()
+    assert not reference_vessels(lungs.astype(np.float16), lungs, shrunken(lungs, 3.0), **TREE).any()

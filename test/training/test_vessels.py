@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from algorithm.network import UNet3D
 from algorithm.preprocess import resample
 from evaluation.metrics import dice
 from training import vessels as stage_module
+from training.batches import Batches
 from training.cases import Case, read_cases
 from training.parallel import Workers
 from training.prepare import PreparedCase, prepare, prepared
@@ -24,7 +26,6 @@ from training.stages import Run, Stage, execute
 from training.vesselness import without_thick
 from training.vessels import (
     HealthyScan,
-    VesselSteps,
     chunk_vessels,
     healthy_cases,
     new_network,
@@ -82,7 +83,7 @@ def scan(tmp_path) -> HealthyScan:
 
 def test_image_vessels_and_eroded_lungs_of_a_patch_are_the_same_place(scan):
     for seed in range(20):
-        patch = random_patch(scan, 16, np.random.default_rng(seed))
+        patch = random_patch(scan, 0, size=16, seed=seed)
         assert all(part.shape == (16,) * 3 and part.dtype == torch.float32 for part in vars(patch).values())
         levels = sorted(patch.image.unique().tolist())  # of background, border, inside and, if there is one, vessel
         assert torch.equal(patch.image >= levels[2], patch.inside == 1)
@@ -92,21 +93,19 @@ def test_image_vessels_and_eroded_lungs_of_a_patch_are_the_same_place(scan):
 
 def test_half_of_the_patches_are_centred_on_a_vessel(scan):
     middle = (slice(7, 9),) * 3  # voxel 8, and 7 where an axis is mirrored
-    patches = [random_patch(scan, 16, np.random.default_rng(seed)) for seed in range(300)]
+    patches = [random_patch(scan, 0, size=16, seed=seed) for seed in range(300)]
     centred = sum(bool(patch.vessels[middle].any()) for patch in patches)
     assert all(patch.inside[middle].any() for patch in patches)
     assert 120 <= centred <= 180  # 150 expected, standard deviation 9
 
 
-def test_data_of_a_step_depend_on_seed_and_step_and_process_alone(scan):
-    settings = VesselSettings(patch_size=16, batch=2)
-    steps = VesselSteps([scan] * 3, settings, 5)
-    first, again, other = steps[4], VesselSteps([scan] * 3, settings, 5)[4], VesselSteps([scan] * 3, settings, 6)[4]
+def test_a_batch_depends_on_seed_and_number_alone(scan):
+    def batches(seed):
+        return Batches([scan] * 3, partial(random_patch, size=16, seed=seed), size=2, seed=seed)
+
+    first, again, other = batches(5)[4], batches(5)[4], batches(6)[4]
     assert all(torch.equal(a.image, b.image) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a.image, b.image) for a, b in zip(first, other, strict=True))
-    two = [VesselSteps([scan] * 3, settings, 5, process=process, processes=2)[2] for process in (0, 1)]
-    assert all(torch.equal(a.image, b.image) for a, b in zip(first, two[0], strict=True))
-    assert all(torch.equal(a.image, b.image) for a, b in zip(steps[5], two[1], strict=True))
 
 
 def test_losses_count_voxels_with_a_reference_only():

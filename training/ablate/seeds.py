@@ -5,7 +5,6 @@ python -m training seeds --run-dir RUN1 --run-dir RUN2 --run-dir RUN3 --out DIR
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 
 from algorithm.errors import InputError
 from training.ablate.rows import CAM_RAW, CAM_REFINED, CONTEXT, SUPERVISED, THRESHOLD
+from training.ablate.tables import markdown, read_per_scan
 from training.files import read_json, write_text
 from training.parallel import console
 from training.stages import RECORD
@@ -75,13 +75,11 @@ def _by_seed(runs: Sequence[Path]) -> dict[int, Path]:
 
 
 def _mean_ious(run: Path) -> pd.Series[float]:
-    text = (run / "ablate" / "per_scan.csv").read_text(encoding="utf-8")
-    per_scan = pd.read_csv(io.StringIO(text), dtype={"row": str, "case": str}, keep_default_na=False, na_values=[""])
-    return per_scan.groupby("row", sort=False)["iou"].mean()
+    return read_per_scan(run / "ablate" / "per_scan.csv").groupby("row", sort=False)["iou"].mean()
 
 
 def _markdown(table: pd.DataFrame, runs: int) -> str:
-    lines = [["row", *map(str, table.columns[:-1]), f"raised in, of {runs}"], ["---"] * (len(table.columns) + 1)]
+    header, lines = ["row", *map(str, table.columns[:-1]), f"raised in, of {runs}"], []
     for row, values in table.iterrows():
         raised = values["raised_in"]
         numbers = [f"{float(values[name]):.3f}" for name in table.columns[:-1]]
@@ -90,4 +88,4 @@ def _markdown(table: pd.DataFrame, runs: int) -> str:
         f"\nMean IoU over the test scans, one run a seed; SD between runs. {CAM_REFINED!r} and the rows from "
         f"'+ regulariser' to {CONTEXT!r} are compared with the row before them.\n"
     )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + note
+    return markdown(header, lines) + note

@@ -17,11 +17,11 @@ from training.ablate.measures import measure
 from training.ablate.predictions import make_predictor
 from training.ablate.rows import Row, compared_rows, table_rows
 from training.ablate.slices import draw_slices, pictured_cases, save_slice
-from training.ablate.tables import markdown_a, markdown_b, table_a, table_b
+from training.ablate.tables import markdown_a, markdown_b, read_per_scan, table_a, table_b
 from training.cases import TABLE, Case, of_split, read_cases, read_scan
 from training.files import write_json, write_text
 from training.parallel import console
-from training.stages import BASIS, RECORD, Run, is_done
+from training.stages import BASIS, Run, is_done, sha256_of_results
 
 PER_SCAN = "per_scan.csv"
 
@@ -76,7 +76,7 @@ def _basis(run: Run, row: Row) -> dict[str, Any]:
         "subtypes": run.config.subtypes.model_dump(mode="json"),
         "seed": run.config.seed,
         "data_sha256": sha256((run.data / TABLE).read_bytes()),
-        "stages_sha256": {stage: sha256((run.folder(stage) / RECORD).read_bytes()) for stage in stages},
+        "stages_sha256": {stage: sha256_of_results(run.record(stage)) for stage in stages},
     }
 
 
@@ -101,7 +101,7 @@ def _finish_row(run: Run, row: Row, folder: Path, basis: dict[str, Any], cases: 
 def _report(run: Run, folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> dict[str, Any]:
     header, *lines = [line for row in rows for line in _lines(folder / row.slug / PER_SCAN)]
     write_text(folder / PER_SCAN, "".join([header, *(line for line in lines if line != header)]))
-    per_scan = _read_values(folder / PER_SCAN)
+    per_scan = read_per_scan(folder / PER_SCAN)
     compared, seed = compared_rows(rows), run.config.seed
     entries_a, entries_b = table_a(per_scan, seed=seed), table_b(per_scan, compared, seed=seed)
     texts = {"table_a": markdown_a(entries_a), "table_b": markdown_b(entries_b, m=len(compared))}
@@ -116,8 +116,3 @@ def _report(run: Run, folder: Path, rows: Sequence[Row], cases: Sequence[Case]) 
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines(keepends=True)
-
-
-def _read_values(path: Path) -> pd.DataFrame:
-    names = {"row": str, "case": str}  # a case may be called 007 or NA
-    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,12 @@ KAPPA_NOTE = (
 NO_TEST = PairedTest(n=0, n_nonzero=0, median_difference=None, statistic=None, p=None)
 
 Entry = dict[str, Any]
+
+
+def read_per_scan(path: Path) -> pd.DataFrame:
+    """Read the values of scans: a line per row and scan, with columns ``row``, ``case`` and those of `measure`."""
+    names = {"row": str, "case": str}  # a case may be called 007 or NA
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
 
 
 def table_b(per_scan: pd.DataFrame, compared: Sequence[str], *, seed: int) -> list[Entry]:
@@ -111,7 +118,7 @@ def markdown_b(table: Sequence[Entry], *, m: int) -> str:
         f"against {CONTEXT!r}, Bonferroni m = {m}. Empty: scans in which the row has no lesion; where the reference "
         f"has none either, IoU is 1. {KAPPA_NOTE}"
     )
-    return _markdown([*header, "median difference", "p", f"p × {m}"], lines) + "\n" + note
+    return markdown([*header, "median difference", "p", f"p × {m}"], lines) + "\n" + note
 
 
 def markdown_a(table: Sequence[Entry]) -> str:
@@ -132,7 +139,13 @@ def markdown_a(table: Sequence[Entry]) -> str:
         f"{baseline['row']} against {ROWS_A[CONTEXT]}, two-sided Wilcoxon signed-rank test, p times m = "
         f"{len(IOU_COLUMNS)}: {tests}. {KAPPA_NOTE}"
     )
-    return _markdown(header, lines) + "\n" + note
+    return markdown(header, lines) + "\n" + note
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _ious(values: pd.DataFrame) -> Entry:
@@ -207,8 +220,3 @@ def _kappa_texts(entry: Entry) -> list[str]:
 
 def _text(value: float | None, form: str = ".3f") -> str:
     return "-" if value is None else format(value, form)
-
-
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from algorithm.errors import InputError
-from algorithm.images import read_ct, read_labels
-from training.importers.source import ImportedCase, PendingCase, Source, binary_lesions, remark
+from training.importers.source import PendingCase, Source, load_with_lesions, remark, require_masks
 
 SOURCE = Source(
     name="COVID-19-20, version 2",
@@ -40,9 +39,7 @@ def read(root: Path) -> list[PendingCase]:
         raise InputError(f"{root}: no scans; expected COVID-19-20_v2/Train/volume-covid19-A-0003_ct.nii.gz and so on")
     scans = sorted(train.glob(f"volume-*{_CT}"))
     masks = [path.with_name(path.name.removesuffix(_CT) + "_seg.nii.gz") for path in scans]
-    missing = [mask.name for mask in masks if not mask.is_file()]
-    if missing:
-        raise InputError(f"{train}: masks missing: {', '.join(missing)}; expected one for each scan")
+    require_masks(masks)
     hidden = len(list((train.parent / "Validation").glob(f"*{_CT}")))
     if hidden:
         remark(f"left out: {hidden} scans of the folder Validation, which have no masks")
@@ -52,8 +49,4 @@ def read(root: Path) -> list[PendingCase]:
 def _case(path: Path, mask: Path) -> PendingCase:
     name = path.name.removesuffix(_CT)
     patient = re.match(r"volume-covid19-A-\d+", name)
-    return PendingCase(name, partial(_load, path, mask), patient=patient[0] if patient else name)
-
-
-def _load(path: Path, mask: Path) -> ImportedCase:
-    return ImportedCase(read_ct(path), lesions=binary_lesions(read_labels(mask)))
+    return PendingCase(name, partial(load_with_lesions, path, mask), patient=patient[0] if patient else name)

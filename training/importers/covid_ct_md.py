@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from algorithm.errors import InputError
 from algorithm.images import read_ct
 from algorithm.lobes import LOBES
-from training.importers.source import ImportedCase, PendingCase, Source, remark
+from training.importers.source import ImportedCase, PendingCase, Source, dicom_files, remark
 
 SOURCE = Source(
     name="COVID-CT-MD",
@@ -100,14 +100,14 @@ def find_subjects(root: Path) -> list[Subject]:
         InputError: there are none, or two of one name.
     """
     subjects: dict[str, Subject] = {}
-    for folder, _, files in os.walk(root):
-        name = Path(folder).name
-        slices = sum(file.lower().endswith(".dcm") and not file.startswith(".") for file in files)
-        if not _SUBJECT.fullmatch(name) or not slices:
+    for folder in (Path(path) for path, _, _ in os.walk(root)):
+        name = folder.name
+        slices = len(dicom_files(folder)) if _SUBJECT.fullmatch(name) else 0
+        if not slices:
             continue
         if name.lower() in subjects:
             raise InputError(f"{root}: got {folder} and {subjects[name.lower()].folder}, expected one folder a subject")
-        subjects[name.lower()] = Subject(name, Path(folder), slices)
+        subjects[name.lower()] = Subject(name, folder, slices)
     if not subjects:
         raise InputError(f"{root}: no folders P001, cap001 or normal001 with .dcm files; is it the unpacked data set?")
     return [subjects[name] for name in sorted(subjects)]

@@ -22,9 +22,16 @@ import numpy as np
 import SimpleITK as sitk
 
 from algorithm.errors import InputError
-from algorithm.images import Geometry, Volume, read_ct, read_labels
+from algorithm.images import Volume
 from algorithm.integrity import LOWEST_HU, require_hounsfield
-from training.importers.source import ImportedCase, PendingCase, Source, binary_lesions
+from training.importers.source import (
+    ImportedCase,
+    PendingCase,
+    Source,
+    binary_lesions,
+    load_with_lesions,
+    require_masks,
+)
 
 SOURCE = Source(
     name="COVID-19-CT-Seg",
@@ -51,27 +58,22 @@ def read(root: Path) -> list[PendingCase]:
     Raises:
         InputError: the folder holds no scans, scans without masks, or scans of other names.
     """
-    folder, masks = root / "COVID-19-CT-Seg_20cases", root / "Infection_Mask"
+    folder = root / "COVID-19-CT-Seg_20cases"
     scans = sorted(folder.glob("*.nii.gz"))
     if not scans:
         raise InputError(f"{root}: no scans; expected {folder.name}/coronacases_001.nii.gz and so on, unpacked")
     others = [path.name for path in scans if not path.name.startswith(("coronacases_", "radiopaedia_"))]
     if others:
         raise InputError(f"{folder}: got {', '.join(others)}, expected coronacases_* and radiopaedia_* only")
-    missing = [path.name for path in scans if not (masks / path.name).is_file()]
-    if missing:
-        raise InputError(f"{masks}: masks missing: {', '.join(missing)}; expected one for each scan")
-    return [_case(path, masks / path.name) for path in scans]
+    masks = [root / "Infection_Mask" / path.name for path in scans]
+    require_masks(masks)
+    return [_case(path, mask) for path, mask in zip(scans, masks, strict=True)]
 
 
 def _case(path: Path, mask: Path) -> PendingCase:
     name = path.name.removesuffix(".nii.gz")
-    load = _load_picture if name.startswith("radiopaedia_") else _load
+    load = _load_picture if name.startswith("radiopaedia_") else load_with_lesions
     return PendingCase(name, partial(load, path, mask), patient="_".join(name.split("_")[:2]))
-
-
-def _load(path: Path, mask: Path) -> ImportedCase:
-    return ImportedCase(read_ct(path), lesions=binary_lesions(read_labels(mask)))
 
 
 def _load_picture(path: Path, mask: Path) -> ImportedCase:
@@ -116,5 +118,4 @@ def _read_stored(path: Path) -> Volume:
 
 def _oriented(volume: Volume, *, head_to_feet: bool) -> Volume:
     array = np.ascontiguousarray(volume.array[::-1]) if head_to_feet else volume.array
-    geometry: Geometry = replace(volume.geometry, origin_xyz_mm=(0.0, 0.0, 0.0), direction=_LPS)
-    return Volume(array, geometry)
+    return Volume(array, replace(volume.geometry, origin_xyz_mm=(0.0, 0.0, 0.0), direction=_LPS))

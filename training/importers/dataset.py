@@ -22,42 +22,9 @@ from algorithm.lobes import LOBES, check_lobes
 from algorithm.subtypes import SUBTYPES
 from training.cases import COLUMNS, TABLE, UNKNOWN_SUBTYPE
 from training.files import remove_stale, write_image, write_json, write_text
-from training.importers.lobes import (
-    LOBE_MAPS,
-    LobeFiles,
-    LobeLabels,
-    derive_scores,
-    renumber_lobes,
-    require_plausible_lobes,
-)
-from training.importers.source import (
-    ImportedCase,
-    LeftOut,
-    PendingCase,
-    Source,
-    assign_splits,
-    binary_lesions,
-    remark,
-    require_labels,
-    split_of_cases,
-)
+from training.importers.lobes import LobeFiles, derive_scores, require_plausible_lobes
+from training.importers.source import LeftOut, PendingCase, Source, remark, require_labels
 from training.parallel import Workers, over_scans
-
-__all__ = [
-    "LOBE_MAPS",
-    "ImportedCase",
-    "LeftOut",
-    "LobeFiles",
-    "LobeLabels",
-    "PendingCase",
-    "Source",
-    "assign_splits",
-    "binary_lesions",
-    "remark",
-    "renumber_lobes",
-    "split_of_cases",
-    "write_dataset",
-]
 
 LICENCE = "LICENCE.txt"
 
@@ -150,24 +117,23 @@ class _Outcome:
 
 
 def _import_case(job: _Job) -> _Outcome:
-    record = _finished(job)
-    return _written(job, _read_case) if record is None else _Outcome(job.name, record=record)
+    return _written(job, lambda: _finished(job) or _read_case(job))
 
 
 def _write_ct_only(job: _Job) -> _Outcome:
-    if job.path("ct").is_file():
-        return _Outcome(job.name, record={})
-    return _written(job, lambda job: ({"ct": job.case.load().ct}, {}))
+    return _written(job, lambda: ({} if job.path("ct").is_file() else {"ct": job.case.load().ct}, {}))
 
 
-def _written(job: _Job, read: Callable[[_Job], tuple[dict[str, Volume], dict[str, Any]]]) -> _Outcome:
-    """Write a case; problems in reading it are returned, so that one bad case does not hide another."""
+def _written(job: _Job, read: Callable[[], tuple[dict[str, Volume], dict[str, Any]]]) -> _Outcome:
+    """Write a case unless that is done; problems in reading it are returned, so that no case hides another."""
     try:
-        images, record = read(job)
+        images, record = read()
     except LeftOut as reason:
-        return _Outcome(job.case.name, left_out=str(reason))
+        return _Outcome(job.name, left_out=str(reason))
     except InputError as error:
-        return _Outcome(job.case.name, problem=f"{job.case.name}: {error}")
+        return _Outcome(job.name, problem=f"{job.name}: {error}")
+    if not images:
+        return _Outcome(job.name, record=record)
     job.record.unlink(missing_ok=True)
     for what, volume in images.items():
         write_image(job.path(what), volume)
@@ -176,12 +142,13 @@ def _written(job: _Job, read: Callable[[_Job], tuple[dict[str, Volume], dict[str
     return _Outcome(job.name, record=record)
 
 
-def _finished(job: _Job) -> dict[str, Any] | None:
+def _finished(job: _Job) -> tuple[dict[str, Volume], dict[str, Any]] | None:
+    """No images to write, and the record of a complete case."""
     if not job.record.is_file():
         return None
     record: dict[str, Any] = json.loads(job.record.read_text(encoding="utf-8"))
     complete = all(job.path(what).is_file() for what in record["images"])
-    return record if complete and record["lobes_from"] == job.lobes_from() else None
+    return ({}, record) if complete and record["lobes_from"] == job.lobes_from() else None
 
 
 def _read_case(job: _Job) -> tuple[dict[str, Volume], dict[str, Any]]:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithm.errors import InputError
-from algorithm.images import SUFFIXES, Volume, read_labels, to_canonical
+from algorithm.images import SUFFIXES, Volume, read_labels
 from algorithm.lobes import LOBES, Lobe
+from algorithm.orientation import to_canonical
 from algorithm.severity import lobe_involvement
 from training.phantom.lesions import score_of
 
@@ -145,7 +146,7 @@ def derive_scores(lesions: Volume, lobes: Volume) -> dict[int, int]:
             "correct the lobe mask"
         )
     cut = [lobe.label for lobe in cut_lobes(lobes.array)]
-    involvement = lobe_involvement(lesion.astype(np.uint8), lobes.array, voxel_ml=lobes.geometry.voxel_ml)
+    involvement = lobe_involvement(lesions.array, lobes.array, voxel_ml=lobes.geometry.voxel_ml)
     return {
         entry.lobe.label: score_of(entry.percent)
         for entry in involvement

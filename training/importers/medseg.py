@@ -18,7 +18,7 @@ import numpy as np
 
 from algorithm.errors import InputError
 from algorithm.images import Volume, read_ct, read_labels
-from training.importers.source import ImportedCase, PendingCase, Source, require_labels
+from training.importers.source import ImportedCase, PendingCase, Source, require_labels, require_masks
 from training.phantom.lesions import label_subtypes
 
 SOURCE = Source(
@@ -40,12 +40,11 @@ def read(root: Path) -> list[PendingCase]:
     scans = sorted((root / "rp_im").glob("*.nii.gz"))
     if not scans:
         raise InputError(f"{root}: no scans; expected rp_im/1.nii.gz and rp_msk/1.nii.gz (rp_im.zip and rp_msk.zip)")
-    missing = [path.name for path in scans if not (root / "rp_msk" / path.name).is_file()]
-    if missing:
-        raise InputError(f"{root / 'rp_msk'}: masks missing: {', '.join(missing)}; expected one for each scan")
+    masks = [root / "rp_msk" / path.name for path in scans]
+    require_masks(masks)
     return [
-        PendingCase(f"medseg_{path.name.removesuffix('.nii.gz')}", partial(_load, path, root / "rp_msk" / path.name))
-        for path in scans
+        PendingCase(f"medseg_{path.name.removesuffix('.nii.gz')}", partial(_load, path, mask))
+        for path, mask in zip(scans, masks, strict=True)
     ]
 
 

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from algorithm.errors import InputError
-from algorithm.images import read_ct, read_labels
+from algorithm.images import read_ct
 from algorithm.lobes import LOBES
-from training.importers.source import ImportedCase, PendingCase, Source, binary_lesions, remark
+from training.importers.source import ImportedCase, PendingCase, Source, load_with_lesions, remark
 
 SOURCE = Source(
     name="MosMedData (COVID19_1110)",
@@ -41,7 +41,7 @@ def read(root: Path) -> list[PendingCase]:
         name = path.name.removesuffix(".nii.gz")
         mask = root / "masks" / f"{name}_mask.nii.gz"
         if mask.is_file():
-            cases.append(PendingCase(name, partial(_load_with_lesions, path, mask)))
+            cases.append(PendingCase(name, partial(load_with_lesions, path, mask)))
         elif path.parent.name == "CT-0":
             cases.append(PendingCase(name, partial(_load_healthy, path)))
     if len(cases) < len(scans):
@@ -51,7 +51,3 @@ def read(root: Path) -> list[PendingCase]:
 
 def _load_healthy(path: Path) -> ImportedCase:
     return ImportedCase(read_ct(path), scores=dict.fromkeys((lobe.label for lobe in LOBES), 0))
-
-
-def _load_with_lesions(path: Path, mask: Path) -> ImportedCase:
-    return ImportedCase(read_ct(path), lesions=binary_lesions(read_labels(mask)))

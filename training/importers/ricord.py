@@ -27,7 +27,8 @@ from pydicom.errors import InvalidDicomError
 
 from algorithm.errors import InputError
 from algorithm.images import Geometry, Volume, read_ct
-from training.importers.source import ImportedCase, PendingCase, Source, binary_lesions, remark
+from training.cases import UNKNOWN_SUBTYPE
+from training.importers.source import ImportedCase, PendingCase, Source, dicom_files, remark
 
 SOURCE = Source(
     name="MIDRC-RICORD-1a",
@@ -129,7 +130,7 @@ def find_series(root: Path) -> dict[str, Series]:
     """
     found: dict[str, Series] = {}
     for folder in sorted(Path(name) for name, _, _ in os.walk(root)):
-        files = _dicom_files(folder)
+        files = dicom_files(folder)
         if not files:
             continue
         header = _read_header(files[0], "SeriesInstanceUID", "PatientID")
@@ -152,7 +153,7 @@ def fill_outline(outline: Outline, size_yx: tuple[int, int]) -> NDArray[np.bool_
 
 
 def _load(folder: Path, outlines: OutlinesBySlice) -> ImportedCase:
-    headers = {path: _read_header(path, "SOPInstanceUID", "ImagePositionPatient") for path in _dicom_files(folder)}
+    headers = {path: _read_header(path, "SOPInstanceUID", "ImagePositionPatient") for path in dicom_files(folder)}
     positions = {path: _position(path, header) for path, header in headers.items()}
     by_uid = {str(header.get("SOPInstanceUID", "")): positions[path] for path, header in headers.items()}
     missing = outlines.keys() - by_uid.keys()
@@ -162,8 +163,9 @@ def _load(folder: Path, outlines: OutlinesBySlice) -> ImportedCase:
     lesions = np.zeros(ct.array.shape, np.uint8)
     for uid, polygons in outlines.items():
         for polygon in polygons:
-            lesions[_slice_at(by_uid[uid], ct.geometry)] |= fill_outline(polygon, ct.geometry.size_zyx[1:])
-    return ImportedCase(ct=ct, lesions=binary_lesions(ct.with_array(lesions)))
+            inside = fill_outline(polygon, ct.geometry.size_zyx[1:])
+            lesions[_slice_at(by_uid[uid], ct.geometry)][inside] = UNKNOWN_SUBTYPE
+    return ImportedCase(ct=ct, lesions=ct.with_array(lesions))
 
 
 def _slice_at(position_mm: tuple[float, ...], geometry: Geometry) -> int:
@@ -189,10 +191,11 @@ def _read_without_repeats(folder: Path, positions: dict[Path, tuple[float, ...]]
 
 def _position(path: Path, header: Dataset) -> tuple[float, ...]:
     """Of the first pixel's centre, mm, to a hundredth."""
-    position = header.get("ImagePositionPatient") or ()
-    if len(position) != 3:
-        raise InputError(f"{path}: got no ImagePositionPatient, expected a CT slice")
-    return tuple(round(float(number), 2) for number in position)
+    try:
+        x, y, z = (round(float(number), 2) for number in header.get("ImagePositionPatient") or ())
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: got no ImagePositionPatient, expected a CT slice") from error
+    return x, y, z
 
 
 def _read_header(path: Path, *tags: str) -> Dataset:
@@ -200,10 +203,6 @@ def _read_header(path: Path, *tags: str) -> Dataset:
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
     except InvalidDicomError as error:
         raise InputError(f"{path}: damaged or no DICOM file; download it again") from error
-
-
-def _dicom_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".dcm" and not path.name.startswith("."))
 
 
 def _annotation_file(root: Path) -> Path:

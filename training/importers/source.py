@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from algorithm.errors import InputError
-from algorithm.images import Volume
+from algorithm.images import Volume, read_ct, read_labels
 from training.cases import UNKNOWN_SUBTYPE, Split
 from training.parallel import console
-
-"""Label of a lesion whose subtype nobody stated, beside 1 ground-glass, 2 consolidation, 3 mixed."""
 
 
 class LeftOut(Exception):  # noqa: N818 (it is no error)
@@ -98,6 +97,28 @@ def assign_splits(cases: Iterable[PendingCase], *, seed: int, validation: int, t
     patients = [case.patient or case.name for case in cases if case.split is None]
     splits = split_of_cases(patients, seed=seed, validation=validation, test=test)
     return [case if case.split else replace(case, split=splits[case.patient or case.name]) for case in cases]
+
+
+def require_masks(masks: Sequence[Path]) -> None:
+    """Check that the lesion masks of scans, all in one folder, are there.
+
+    Raises:
+        InputError: some are missing.
+    """
+    missing = [mask for mask in masks if not mask.is_file()]
+    if missing:
+        names = ", ".join(mask.name for mask in missing)
+        raise InputError(f"{missing[0].parent}: masks missing: {names}; expected one for each scan")
+
+
+def load_with_lesions(ct: Path, mask: Path) -> ImportedCase:
+    """Read a CT and its mask of 0 and 1."""
+    return ImportedCase(read_ct(ct), lesions=binary_lesions(read_labels(mask)))
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The .dcm files in a folder, by name; hidden ones are passed over."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".dcm" and not path.name.startswith("."))
 
 
 def binary_lesions(mask: Volume) -> Volume:

@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 
 from algorithm.errors import InputError
-from algorithm.images import read_labels, write_labels
+from algorithm.images import read_labels
 from algorithm.lobes import LOBES
 from training.cases import COLUMNS, FILES, TABLE, all_problems, read_cases
-from training.files import write_text
+from training.files import write_image, write_text
 from training.importers.lobes import LobeLabels, renumber_lobes, require_plausible_lobes
 from training.importers.source import remark, split_of_cases
 from training.parallel import Workers, over_scans
@@ -235,7 +235,7 @@ def _import_lobes(row: Row, *, images: Path, labels: LobeLabels) -> str:
         return f"{', '.join(absent)} has a score but no voxel in {row['lobes']}"
     if labels != "ours":
         images.mkdir(parents=True, exist_ok=True)
-        write_labels(lobes, _renumbered(images, row["case"]))
+        write_image(_renumbered(images, row["case"]), lobes)
     return ""
 
 

@@ -15,16 +15,16 @@ import SimpleITK as sitk
 from algorithm.errors import InputError
 from algorithm.images import Volume, read_ct, read_labels
 from training.cases import read_cases, read_scan
-from training.importers.dataset import (
+from training.importers.dataset import write_dataset
+from training.importers.lobes import LobeFiles
+from training.importers.source import (
     ImportedCase,
     LeftOut,
-    LobeFiles,
     PendingCase,
     Source,
     assign_splits,
     binary_lesions,
     split_of_cases,
-    write_dataset,
 )
 from training.parallel import Workers
 
@@ -241,3 +241,15 @@ def test_a_directory_of_another_source_and_repeated_names_are_refused(ct, five_l
         write_dataset(SOURCE, cases, tmp_path, lobes=LobeFiles(tmp_path / "gone", "ours"), workers=ONE)
     with pytest.raises(InputError, match="the data set has lobes of its own; leave --lobes out"):
         write_dataset(SOURCE, cases, tmp_path, lobes=LobeFiles(tmp_path, "ours"), workers=ONE)
+
+
+def test_a_mask_taken_away_from_a_complete_case_hides_no_other_problem(ct, five_lobes, tmp_path, write_image):
+    files = LobeFiles(tmp_path / "lobes", "ours")
+    for name in "ab":
+        write_image(five_lobes, files.folder / f"{name}.mha")
+    cases = [case(name, ImportedCase(ct)) for name in "ab"]
+    write_dataset(SOURCE, cases, tmp_path / "out", lobes=files, workers=ONE)
+    (files.folder / "a.mha").unlink()
+    write_image(five_lobes.with_array(five_lobes.array + 5), files.folder / "b.mha")
+    with pytest.raises(InputError, match="2 of 2 cases cannot be used: a: a: got 0 lobe masks .*; b: got lobe labels"):
+        write_dataset(SOURCE, cases, tmp_path / "out", lobes=files, workers=ONE)

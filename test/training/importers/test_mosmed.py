@@ -7,7 +7,9 @@ from algorithm.errors import InputError
 from algorithm.images import Volume
 from training.cases import read_cases, read_scan
 from training.importers import mosmed
-from training.importers.dataset import LobeFiles, assign_splits, write_dataset
+from training.importers.dataset import write_dataset
+from training.importers.lobes import LobeFiles
+from training.importers.source import assign_splits
 from training.parallel import Workers
 
 

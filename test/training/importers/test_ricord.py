@@ -134,6 +134,15 @@ def test_missing_slices_are_refused(root):
         case.load()
 
 
+@pytest.mark.parametrize("damaged", [rb"xxxx\7.5", rb"-5.0 7.5"])
+def test_a_damaged_position_is_refused_with_its_file(root, damaged):
+    (case,) = read(root)
+    path = find_series(root)["1.2.3.1"].folder / "006.dcm"
+    path.write_bytes(path.read_bytes().replace(rb"-5.0\7.5", damaged))
+    with pytest.raises(InputError, match="006.dcm: got no ImagePositionPatient, expected a CT slice"):
+        case.load()
+
+
 def test_an_outline_holds_the_centres_of_pixels():
     triangle = np.array([[0.6, 1.6], [3.7, 1.6], [0.6, 4.7]])  # x > 0.6, y > 1.6, x + y < 5.3
     assert np.argwhere(fill_outline(triangle, (6, 7))).tolist() == [[2, 1], [2, 2], [2, 3], [3, 1], [3, 2], [4, 1]]

@@ -1,0 +1,26 @@
+"""What the lobe network sees of a scan, in training and in use."""
+
+from __future__ import annotations
+
+import math
+
+import SimpleITK as sitk
+
+from algorithm.images import Volume
+from algorithm.preprocess import covering_grid, resample, window
+
+
+def lobe_network_input(ct: Volume, *, spacing_mm: float, window_hu: tuple[float, float]) -> Volume:
+    """The whole scan, windowed and averaged down to a coarse isotropic grid.
+
+    Args:
+        ct: HU, LPS order (`algorithm.orientation.to_canonical`).
+        spacing_mm: of the result.
+        window_hu: HU that become 0 and 1.
+
+    Returns:
+        float32 in [0, 1], on the grid that covers the scan edge to edge.
+    """
+    factors = [max(1, math.floor(spacing_mm / own + 1e-6)) for own in ct.geometry.spacing_zyx_mm[::-1]]
+    averaged = sitk.BinShrink(ct.with_array(window(ct.array, window_hu)).to_sitk(), factors)
+    return resample(Volume.from_sitk(averaged), covering_grid(ct.geometry, spacing_mm=spacing_mm), "linear")
