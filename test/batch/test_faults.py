@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 import pytest
 
 from batch.errors import InputError, TokenRefusedError
@@ -159,3 +162,36 @@ def test_a_token_that_is_refused_later_ends_the_run_at_once(write_cases, open_ba
     with pytest.raises(TokenRefusedError, match="GRAND_CHALLENGE_AUTHORIZATION: the platform refuses this token"):
         batch.run()
     assert account.uploaded() == []
+
+
+class RandomFaults:
+    """Some fault in a tenth of all requests, whatever they are; to be given as an account's faults."""
+
+    def __init__(self, standin, seed: int) -> None:
+        self.standin, self.rng, self.asked, self.made = standin, random.Random(seed), 0, Counter()
+
+    def __iter__(self):
+        self.asked += 1
+        if self.rng.random() < 0.1:
+            what = self.rng.choice(["refuse", "lose", "drop", "cut", "shorten"])
+            status = self.rng.choice([502, 503, *([429] if what == "refuse" else [])])  # 429: nothing was done
+            self.made[what] += 1
+            for method in ("GET", "POST", "PATCH", "PUT"):
+                yield self.standin.Fault(method, "/", what=what, status=status, headers={"Retry-After": "0"})
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_forty_cases_come_home_through_faults_in_a_tenth_of_all_requests(
+    write_cases, open_batch, account, standin, require_home, seed
+) -> None:
+    names = [f"case{number:02}" for number in range(40)]
+    write_cases(names)
+    account.faults = faults = RandomFaults(standin, seed)
+    for _ in range(3):
+        batch = open_batch()
+        batch.run()
+        if all(case.status == "Succeeded" and not case.error for case in batch.manifest.cases.values()):
+            break
+    require_home(batch, names)
+    assert account.uploaded_cases() == names and len(account.jobs) == 40
+    assert faults.asked > 800 and sum(faults.made.values()) > 50 and len(faults.made) == 5
