@@ -159,7 +159,7 @@ def load_trained(network: nn.Module, folder: Path) -> nn.Module:
     """
     path = folder / BEST if (folder / BEST).is_file() else folder / CHECKPOINT
     network.load_state_dict(_read(path)["network"])
-    return network.eval()
+    return network.eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
 
 
 def _loader(fabric: Fabric, batches: Batches[Any, Any], steps: range, readers: int) -> DataLoader[Any]:

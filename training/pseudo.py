@@ -43,7 +43,7 @@ def pseudo(run: Run, folder: Path) -> dict[str, Any]:
 
 def _write_case(run: Run, folder: Path, case: Case) -> None:
     fabric = make_fabric(run, run.config.regress.precision)
-    network = trained_network(run).to(fabric.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = trained_network(run).to(fabric.device)
     cache, settings = prepared(run, case), run.config.pseudo
     with fabric.autocast():
         dram = scan_dram(
