@@ -20,7 +20,9 @@ from training.config import load_config, preset_names
 from training.importers.command import app as importers
 from training.nnunet import export_nnunet
 from training.parallel import Workers, default_workers
-from training.phantom.generate import PhantomOptions, write_phantoms
+from training.phantom.chest import Disease, PhantomOptions
+from training.phantom.generate import write_phantoms
+from training.phantom.scanner import FieldOfView
 from training.run import STAGES, run_all
 from training.segment import Labels, stage_name
 from training.stages import Run, Stage, execute
@@ -51,6 +53,8 @@ def phantom(
     healthy: Annotated[int, typer.Option(min=0, help="Training cases without lesions, to learn vessels from.")] = 0,
     lobe_shapes: Annotated[Path | None, typer.Option(help="Directory of real lobe label maps (*.nii.gz).")] = None,
     coarseness: Annotated[float, typer.Option(min=0.5, max=6.0, help="Voxel size factor; 2 for quick trials.")] = 1.0,
+    disease: Annotated[Disease, typer.Option(help="Lesions; half-lung is one lung consolidated by half.")] = "usual",
+    field_of_view: Annotated[FieldOfView, typer.Option(help="wide: with more or less of neck and belly.")] = "lungs",
     workers: Annotated[int, typer.Option(min=1, help="Cases made at a time.")] = 2,
 ) -> None:
     """Make digital chest phantoms: CT, lobes, lesions by subtype, vessels and scores."""
@@ -60,6 +64,8 @@ def phantom(
         validation=validation,
         test=test,
         healthy=healthy,
+        disease=disease,
+        field_of_view=field_of_view,
         workers=workers,
     )
     write_phantoms(cases=cases, seed=seed, out=out, options=options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from training.phantom.grid import indices, positions, resample
 from training.phantom.lesions import (
     LesionFields,
     LungPoints,
+    consolidate_half_a_lung,
     draw_percentages,
     label_subtypes,
     make_lesions,
@@ -24,6 +26,7 @@ from training.phantom.lesions import (
 from training.phantom.lobes import LOBE_LABELS, LobeFields, LungsOnGrid, lung_depth, lungs_on_grid, warp_lobes
 from training.phantom.parenchyma import Drawing, lung_hu
 from training.phantom.scanner import (
+    FieldOfView,
     add_noise,
     blur,
     breathe,
@@ -39,6 +42,8 @@ from training.phantom.vessels import LungTubes, draw_tubes, grow_lung_tubes
 _VESSEL_COVERAGE = 0.34
 _SMALLEST_RADIUS_MM = 0.45
 
+Disease = Literal["usual", "none", "half-lung"]
+
 
 class PhantomOptions(BaseModel):
     """What the phantoms of a data set have in common.
@@ -49,6 +54,8 @@ class PhantomOptions(BaseModel):
         validation: number of validation cases.
         test: number of test cases.
         healthy: number of training cases, the first ones, without any lesion; others may be healthy by chance.
+        disease: lesions of all other cases: ``usual``, ``none``, or ``half-lung``, one lung consolidated by half.
+        field_of_view: ``lungs``, narrowly around them, or ``wide``, with more or less of neck, belly and arms' room.
         workers: processes.
     """
 
@@ -59,6 +66,8 @@ class PhantomOptions(BaseModel):
     validation: int = Field(default=0, ge=0)
     test: int = Field(default=0, ge=0)
     healthy: int = Field(default=0, ge=0)
+    disease: Disease = "usual"
+    field_of_view: FieldOfView = "lungs"
     workers: int = Field(default=1, ge=1)
 
 
@@ -94,7 +103,7 @@ def make_phantom(
 
     Args:
         rng: source of randomness.
-        options: voxel size.
+        options: voxel size, disease, field of view.
         lobe_shape: real lobes to deform; drawn from implicit surfaces if absent.
         healthy: no lobe has a lesion.
     """
@@ -102,7 +111,7 @@ def make_phantom(
     protocol = draw_protocol(rng, options.coarseness)
     shape = procedural_lobes(rng, step_mm) if lobe_shape is None else lobe_shape
     lobes = warp_lobes(rng, shape, step_mm)
-    geometry = field_of_view(rng, protocol, lobes)
+    geometry = field_of_view(rng, protocol, lobes, options.field_of_view)
     tubes = grow_lung_tubes(rng, lobes)
     lungs = lungs_on_grid(lobes, geometry)
     body = make_body(rng, lobes, geometry, hila=tubes.hila, blood_hu=protocol.blood_hu, step_mm=1.25 * step_mm)
@@ -110,8 +119,7 @@ def make_phantom(
 
     covered = np.flatnonzero(lungs.coverage > 0)
     points = _lung_points(lobes, lungs, covered)
-    percentages = draw_percentages(rng)
-    lesions = make_lesions(rng, points, dict.fromkeys(percentages, 0.0) if healthy else percentages)
+    lesions = _lesions(rng, points, "none" if healthy else options.disease)
     subtypes = _subtypes(lungs, covered, lesions, smallest_component_voxels(geometry))
     drawing, vessels = _draw(tubes, lungs, covered)
     inside = lung_hu(rng, points, lesions, drawing, protocol.blood_hu)
@@ -139,6 +147,13 @@ def _draw(tubes: LungTubes, lungs: LungsOnGrid, covered: NDArray[np.intp]) -> tu
     outer_mm = tubes.airways.radius_mm * np.float32(1.2) + np.float32(0.5)
     wall = draw_tubes(tubes.airways.with_radius(outer_mm), lungs.geometry)
     return Drawing(*(part.ravel()[covered] for part in (vessels, lumen, wall, lungs.fissure_mm))), reference
+
+
+def _lesions(rng: np.random.Generator, points: LungPoints, disease: Disease) -> LesionFields:
+    if disease == "half-lung":
+        return consolidate_half_a_lung(rng, points)
+    percentages = draw_percentages(rng)
+    return make_lesions(rng, points, dict.fromkeys(percentages, 0.0) if disease == "none" else percentages)
 
 
 def _subtypes(

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from training.phantom.lobes import LOBE_LABELS
-from training.phantom.texture import FloatArray, fractal
+from training.phantom.texture import FloatArray, fractal, ramp
 
 SCORE_SHARES = (0.25, 0.25, 0.25, 0.14, 0.08, 0.03)
 SCORE_LIMITS_PERCENT = (0.0, 5.0, 25.0, 50.0, 75.0, 100.0)
 GROUND_GLASS, CONSOLIDATION, MIXED = 1, 2, 3
+LUNGS = ((1, 2), (3, 4, 5))  # lobe labels of the left and the right one
 _WELL_SHARE = 0.09
 _CASE_CORRELATION = 0.72
 _PAVING_WEIGHT = 0.4
@@ -106,6 +107,21 @@ def make_lesions(rng: np.random.Generator, points: LungPoints, percentages: dict
         member = np.flatnonzero(points.label == label)
         if percentages[label] > 0 and len(member) > 0:
             _fill_lobe(rng, style, points, member, percentages[label] / 100, fields)
+    return fields
+
+
+def consolidate_half_a_lung(rng: np.random.Generator, points: LungPoints) -> LesionFields:
+    """Fill the lower back half of one lung, by volume, with consolidation; the rest is healthy."""
+    side = LUNGS[rng.integers(len(LUNGS))]
+    member = np.flatnonzero(np.isin(points.label, side))
+    position = points.position_mm[member]
+    lowness_mm = position @ np.array([0.0, rng.uniform(0.2, 1.5), -rng.uniform(0.2, 1.5)], dtype=np.float32)
+    lowness_mm += fractal(rng, position, (60.0, 18.0), (12.0, 4.0))
+    inside_mm = lowness_mm - np.median(lowness_mm)
+    fields = LesionFields(*(np.zeros(len(points.label), dtype=np.float32) for _ in range(5)))
+    fields.presence[member] = ramp(inside_mm, rng.uniform(2, 10))
+    fields.solid[member] = fields.weight[member] = inside_mm > -10
+    fields.solid_hu[member] = rng.uniform(-60, 50) + 18 * fractal(rng, position, (9.0, 3.6), (0.7, 0.7))
     return fields
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,6 +15,19 @@ from training.phantom.lobes import LobeFields
 from training.phantom.texture import FloatArray
 
 LOWEST_HU = -1024
+
+FieldOfView = Literal["lungs", "wide"]
+
+
+class _Margins(NamedTuple):
+    """Around the lungs, in mm."""
+
+    side: float
+    below: float
+    above: float
+
+
+_WIDEST_MARGINS_MM: dict[FieldOfView, _Margins] = {"lungs": _Margins(42, 30, 25), "wide": _Margins(80, 130, 80)}
 
 
 @dataclass(frozen=True)
@@ -64,13 +78,16 @@ def draw_protocol(rng: np.random.Generator, coarseness: float) -> Protocol:
     )
 
 
-def field_of_view(rng: np.random.Generator, protocol: Protocol, lobes: LobeFields) -> Geometry:
+def field_of_view(
+    rng: np.random.Generator, protocol: Protocol, lobes: LobeFields, field: FieldOfView = "lungs"
+) -> Geometry:
     """A grid that holds the lungs with a random margin, along the protocol's directions."""
+    most = _WIDEST_MARGINS_MM[field]
     points = lobes.positions(lobes.labels > 0)[::5].astype(np.float64)
     along = points @ protocol.tilt
-    side = rng.uniform(12, 42)
-    low = along.min(axis=0) - (side, side, rng.uniform(8, 30))
-    high = along.max(axis=0) + (side, side + rng.uniform(0, 20), rng.uniform(8, 25))
+    side = rng.uniform(12, most.side)
+    low = along.min(axis=0) - (side, side, rng.uniform(8, most.below))
+    high = along.max(axis=0) + (side, side + rng.uniform(0, 20), rng.uniform(8, most.above))
     spacing_xyz = np.asarray(protocol.spacing_zyx_mm[::-1])
     size = np.ceil((high - low) / spacing_xyz).astype(int)
     origin = protocol.tilt @ low
