@@ -21,13 +21,14 @@ from algorithm import __version__
 from algorithm.errors import InputError, one_line
 from algorithm.images import Volume, write_labels
 from algorithm.job import INPUT_DIR, OUTPUT_DIR, Segmenter, read_case, run_case, staged_outputs
-from algorithm.report import SeverityReport, severity_json_schema
+from algorithm.report import LobesReport, SeverityReport, severity_json_schema
 
 if TYPE_CHECKING:
     from algorithm.segmenter import LesionSegmenter, Segmentation
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
+LUNGMASK = Path("lungmask")  # in place of a lobe mask
 Device = Literal["auto", "cpu", "cuda"]
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model directory; default: the built-in one.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto takes a GPU where there is one.")]
@@ -60,25 +61,34 @@ def _setup(
 def segment(
     ct: Annotated[Path, typer.Argument(help="CT: .mha, .mhd, .nii, .nii.gz, .nrrd, or a folder of one DICOM series.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
-    lobes: Annotated[Path | None, typer.Option("--lobes", help="Lobe mask on the CT's grid, labels 1 to 5.")] = None,
+    lobes: Annotated[
+        Path | None,
+        typer.Option(
+            "--lobes",
+            help="Lobe mask on the CT's grid, labels 1 to 5; or the word lungmask, to find them with that package. "
+            "Default: the model finds them.",
+        ),
+    ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
     nifti: Annotated[bool, typer.Option("--nifti", help="Write lesions.nii.gz too.")] = False,
 ) -> None:
-    """Segment one scan: lesions.mha, severity.json and overview.png."""
+    """Segment one scan: lesions.mha, severity.json and overview.png, and lobes.mha where none are given."""
     _stop_orderly_on_sigterm()
     with _reported_errors():
         with staged_outputs(output) as staging:
-            volume, lobe_mask = read_case(ct, lobes)
+            volume, lobe_mask = read_case(ct, None if lobes == LUNGMASK else lobes)
             with _shown_progress() as progress:
-                segmenter = _load(model, device, memory_gb)
+                segmenter = _load(model, device, memory_gb, lobes)
                 segmentation = segmenter.segment(volume, lobe_mask, progress=progress)
             write_labels(segmentation.labels, staging / "lesions.mha")
             if nifti:
                 write_labels(segmentation.labels, staging / "lesions.nii.gz")
+            if lobe_mask is None:
+                write_labels(segmentation.lobes, staging / "lobes.mha")
             (staging / "severity.json").write_text(segmentation.report.model_dump_json(indent=2), encoding="utf-8")
-            _draw(volume, lobe_mask, segmentation, staging / "overview.png")
+            _draw(volume, segmentation, staging / "overview.png")
         _print_report(segmentation.report)
 
 
@@ -86,7 +96,10 @@ def segment(
 def segment_batch(
     scans: Annotated[Path, typer.Argument(help="Folder with <case>.mha, .nii.gz, ...; or a table case,ct,lobes.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, a folder for each case.")],
-    lobes: Annotated[Path | None, typer.Option("--lobes", help="Folder with a lobe mask of each case's name.")] = None,
+    lobes: Annotated[
+        Path | None,
+        typer.Option("--lobes", help="Folder with a lobe mask of each case's name; or the word lungmask."),
+    ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
@@ -97,12 +110,35 @@ def segment_batch(
 
     _stop_orderly_on_sigterm()
     with _reported_errors():
-        cases = find_cases(scans, lobes)
-        failures = segment_cases(_load(model, device, memory_gb), cases, out, draw=_draw)
+        cases = find_cases(scans, None if lobes == LUNGMASK else lobes)
+        failures = segment_cases(_load(model, device, memory_gb, lobes), cases, out, draw=_draw)
         for name, reason in failures.items():
             print(f"failed: {name}: {reason}")
         if failures:
             raise InputError(f"{len(failures)} of {len(cases)} cases failed; see above")
+
+
+@app.command("lobes")
+def find_lobes(
+    ct: Annotated[Path, typer.Argument(help="CT, as for `segment`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
+    lobes: Annotated[
+        Path | None, typer.Option("--lobes", help="The word lungmask, to find them with that package.")
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find the lobes of one scan: lobes.mha, lobes.json and lobes.png."""
+    from algorithm.lobe_job import write_lobes
+
+    _stop_orderly_on_sigterm()
+    with _reported_errors():
+        if lobes not in (None, LUNGMASK):
+            raise InputError(f"--lobes: got {lobes}, expected the word lungmask, or leave it out")
+        with staged_outputs(output) as staging:
+            volume, _ = read_case(ct, None)
+            report = write_lobes(_load(model, device, 1.0, lobes), volume, staging)
+        _print_lobes(report)
 
 
 @app.command("exec")
@@ -150,22 +186,24 @@ class _LoadedWhenNeeded:
         self._load = load
 
     def segment(
-        self, ct: Volume, lobes: Volume, *, progress: Callable[[str, float], None] | None = None
+        self, ct: Volume, lobes: Volume | None = None, *, progress: Callable[[str, float], None] | None = None
     ) -> Segmentation:
         return self._load().segment(ct, lobes, progress=progress)
 
 
-def _load(model: Path | None, device: Device, memory_gb: float) -> LesionSegmenter:
-    from algorithm.model import find_model  # these import torch, which takes seconds
+def _load(model: Path | None, device: Device, memory_gb: float, lobes: Path | None = None) -> LesionSegmenter:
+    from algorithm.lungmask_lobes import lungmask_lobes  # these import torch, which takes seconds
+    from algorithm.model import find_model
     from algorithm.segmenter import LesionSegmenter
 
-    return LesionSegmenter.from_directory(find_model(model), device=device, memory_gb=memory_gb)
+    find = lungmask_lobes if lobes == LUNGMASK else None
+    return LesionSegmenter.from_directory(find_model(model), device=device, memory_gb=memory_gb, find_lobes=find)
 
 
-def _draw(ct: Volume, lobes: Volume, segmentation: Segmentation, path: Path) -> None:
+def _draw(ct: Volume, segmentation: Segmentation, path: Path) -> None:
     from algorithm.overview import draw_overview
 
-    draw_overview(ct, lobes, segmentation, path)
+    draw_overview(ct, segmentation, path)
 
 
 def _stop_orderly_on_sigterm() -> None:
@@ -209,6 +247,20 @@ def _print_report(report: SeverityReport) -> None:
         table.add_row(lobe.name, f"{lobe.volume_ml:.0f}", f"{lobe.lesion_ml:.1f}", percent, score)
     table.add_section()
     table.add_row("total", "", f"{report.lesion_ml:.1f}", "", _shown(report.total_score, "d"))
+    console = Console()
+    console.print(table)
+    for warning in report.warnings:
+        console.print(f"Warning: {warning}")
+
+
+def _print_lobes(report: LobesReport) -> None:
+    table = Table("lobe")
+    for name in ("volume (ml)", "confidence"):
+        table.add_column(name, justify="right")
+    for lobe in report.lobes:
+        table.add_row(lobe.name, f"{lobe.volume_ml:.0f}", _shown(lobe.confidence, ".2f"))
+    table.add_section()
+    table.add_row("both lungs", f"{report.lungs_ml:.0f}", "")
     console = Console()
     console.print(table)
     for warning in report.warnings:

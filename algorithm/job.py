@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from algorithm.errors import InputError
 from algorithm.images import Volume, read_ct, read_labels, write_labels
-from algorithm.lobes import NUMBERING, check_lobes
+from algorithm.lobes import check_lobes
 from algorithm.sockets import LESIONS, LOBES, SEVERITY, read_inputs
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ INPUT_DIR = Path("/input")
 OUTPUT_DIR = Path("/output")
 STAGING_PREFIX = ".partial-"
 LESIONS_FILE = f"{LESIONS.relative_path}/output.mha"
+LOBES_FILE = f"{LOBES.relative_path}/output.mha"
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ class Segmenter(Protocol):
     """What `algorithm.segmenter.LesionSegmenter` does, without its import of torch."""
 
     def segment(
-        self, ct: Volume, lobes: Volume, *, progress: Callable[[str, float], None] | None = None
+        self, ct: Volume, lobes: Volume | None = None, *, progress: Callable[[str, float], None] | None = None
     ) -> Segmentation:
-        """Segment one scan."""
+        """Segment one scan, whose lobes are given or found."""
         ...
 
 
@@ -49,32 +50,32 @@ def run_case(segmenter: Segmenter, input_dir: Path = INPUT_DIR, output_dir: Path
     """
     started = time.perf_counter()
     with staged_outputs(output_dir) as staging:
-        for relative_path in (LESIONS_FILE, SEVERITY.relative_path):
+        for relative_path in (LESIONS_FILE, LOBES_FILE, SEVERITY.relative_path):
             (output_dir / relative_path).unlink(missing_ok=True)
         inputs = read_inputs(input_dir)
         log.info("case %s", inputs.name)
         ct, lobes = read_case(inputs.ct, inputs.lobes)
         segmentation = segmenter.segment(ct, lobes)
-        lesions = staging / LESIONS_FILE
-        lesions.parent.mkdir(parents=True)
-        write_labels(segmentation.labels, lesions)
+        _write_labels(segmentation.labels, staging / LESIONS_FILE)
+        if lobes is None:  # a given one is an input of its interface and must not be an output too
+            _write_labels(segmentation.lobes, staging / LOBES_FILE)
         (staging / SEVERITY.relative_path).write_text(segmentation.report.model_dump_json(indent=2), encoding="utf-8")
     log.info("case %s: done in %.1f s", inputs.name, time.perf_counter() - started)
 
 
-def read_case(ct_path: Path, lobes_path: Path | None) -> tuple[Volume, Volume]:
-    """Read and check a CT and its lobes.
+def read_case(ct_path: Path, lobes_path: Path | None) -> tuple[Volume, Volume | None]:
+    """Read and check a CT and, where there is one, its lobe mask.
 
     Raises:
-        InputError: either cannot be used, or there are no lobes.
+        InputError: either cannot be used.
     """
-    if lobes_path is None:
-        raise InputError(
-            f"got a CT without lobes: this version needs a lobe mask (socket {LOBES.slug}, or --lobes), "
-            f"labelled {NUMBERING}"
-        )
     ct = read_ct(ct_path)
-    return ct, check_lobes(read_labels(lobes_path), ct)
+    return ct, None if lobes_path is None else check_lobes(read_labels(lobes_path), ct)
+
+
+def _write_labels(labels: Volume, path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    write_labels(labels, path)
 
 
 @contextmanager

@@ -26,6 +26,9 @@ LOBES = (
     Lobe(5, "rml", "right middle lobe"),
 )
 
+LEFT, RIGHT = (1, 2), (3, 4, 5)
+"""Labels of the lobes of either lung."""
+
 NUMBERING = ", ".join(f"{lobe.label} {lobe.name}" for lobe in LOBES)
 
 

@@ -55,7 +55,7 @@ class LobeNetwork(_Part):
     name: Literal["UNet3D"] = "UNet3D"
     width: int = Field(ge=1)
     padding: Literal["same"] = "same"
-    norm: Literal["batch"] = "batch"
+    norm: Literal["instance"] = "instance"
     spacing_mm: float = Field(gt=0)
     window_hu: tuple[float, float]
 

@@ -31,22 +31,17 @@ SLICES = 4
 MARGIN_MM = 12.0
 
 
-def draw_overview(ct: Volume, lobes: Volume, segmentation: Segmentation, path: Path) -> None:
+def draw_overview(ct: Volume, segmentation: Segmentation, path: Path) -> None:
     """Write a PNG with axial and coronal slices, and the table of lobes.
 
     Slices are shown as radiologists see them: the patient's right is on the left, anterior or superior on top.
 
     Args:
         ct: HU.
-        lobes: lobe labels on the same grid.
         segmentation: the result for this scan.
         path: where the PNG goes.
     """
-    ct, lobes, labels = (to_canonical(volume) for volume in (ct, lobes, segmentation.labels))
-    box = bounding_box(lobes.array > 0, margin_voxels(ct.geometry, MARGIN_MM))
-    hu, lobe_labels, lesion_labels = (crop(volume, box).array for volume in (ct, lobes, labels))
-    parts = _Parts(hu, lobe_labels, lesion_labels, ct.geometry.spacing_zyx_mm)
-
+    parts = parts_of(ct, segmentation.lobes, segmentation.labels)
     figure = Figure(figsize=(14, 10.5), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(3, SLICES, height_ratios=(1, 1, 0.62))
@@ -59,8 +54,8 @@ def draw_overview(ct: Volume, lobes: Volume, segmentation: Segmentation, path: P
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """The lung box in LPS order: z to superior, y to posterior, x to the patient's left."""
+class Parts:
+    """What a picture shows of the lung box in LPS order: z to superior, y to posterior, x to the patient's left."""
 
     hu: NDArray[np.integer]
     lobes: NDArray[np.integer]
@@ -68,18 +63,30 @@ class _Parts:
     spacing_zyx_mm: tuple[float, float, float]
 
 
-def _draw_row(figure: Figure, grid: GridSpec, parts: _Parts, *, axis: int, row: int) -> None:
+def parts_of(ct: Volume, lobes: Volume, labels: Volume) -> Parts:
+    """The box around the lobes of a CT, its lobes and its lesions, all on one grid."""
+    ct, lobes, labels = (to_canonical(volume) for volume in (ct, lobes, labels))
+    box = bounding_box(lobes.array > 0, margin_voxels(ct.geometry, MARGIN_MM))
+    hu, lobe_labels, lesion_labels = (crop(volume, box).array for volume in (ct, lobes, labels))
+    return Parts(hu, lobe_labels, lesion_labels, ct.geometry.spacing_zyx_mm)
+
+
+def _draw_row(figure: Figure, grid: GridSpec, parts: Parts, *, axis: int, row: int) -> None:
     name = {0: "axial", 1: "coronal"}[axis]
     for column, index in enumerate(_informative_slices(parts, axis)):
         axes = figure.add_subplot(grid[row, column])
-        _draw_slice(axes, parts, axis, index)
+        draw_slice(axes, parts, axis, index)
         axes.set_title(f"{name} {index * parts.spacing_zyx_mm[axis]:.0f} mm", fontsize=9)
+        for x, side in ((0.02, "R"), (0.98, "L")):
+            ha = "left" if side == "R" else "right"
+            axes.text(x, 0.98, side, transform=axes.transAxes, color="white", va="top", ha=ha)
 
 
-def _draw_slice(axes: Axes, parts: _Parts, axis: int, index: int) -> None:
+def draw_slice(axes: Axes, parts: Parts, axis: int, index: int) -> None:
+    """Draw a slice across an axis, with outlines of the lobes and coloured lesions."""
     hu, lobes, labels = (np.take(array, index, axis=axis) for array in (parts.hu, parts.lobes, parts.labels))
     spacing = [s for a, s in enumerate(parts.spacing_zyx_mm) if a != axis]
-    if axis == 1:  # z grows upwards in the picture
+    if axis > 0:  # z grows upwards in the picture
         hu, lobes, labels = (picture[::-1] for picture in (hu, lobes, labels))
     axes.imshow(hu, cmap="gray", vmin=DISPLAY_HU[0], vmax=DISPLAY_HU[1], aspect=spacing[0] / spacing[1])
     colours = ListedColormap(["none", *SUBTYPE_COLOURS.values()])
@@ -90,13 +97,9 @@ def _draw_slice(axes: Axes, parts: _Parts, axis: int, index: int) -> None:
         if (lobes == label).any():
             axes.contour(lobes == label, levels=[0.5], colors=[colour], linewidths=0.8)
     axes.set_axis_off()
-    for x, side in ((0.02, "R"), (0.98, "L")):
-        axes.text(
-            x, 0.98, side, transform=axes.transAxes, color="white", va="top", ha="left" if side == "R" else "right"
-        )
 
 
-def _informative_slices(parts: _Parts, axis: int) -> list[int]:
+def _informative_slices(parts: Parts, axis: int) -> list[int]:
     """Slices in order: the middle of each quarter of the lungs, moved to that quarter's most affected slice."""
     others = tuple(a for a in range(3) if a != axis)
     lung = (parts.lobes > 0).sum(axis=others)
@@ -112,9 +115,13 @@ def _informative_slices(parts: _Parts, axis: int) -> list[int]:
 
 def _draw_legend(axes: Axes) -> None:
     lesions = [Patch(color=SUBTYPE_COLOURS[k], alpha=0.7, label=name) for k, name in SUBTYPES.items()]
-    lobes = [Line2D([], [], color=LOBE_COLOURS[lobe.label], label=lobe.name) for lobe in LOBES]
-    axes.legend(handles=lesions + lobes, loc="center", frameon=False, fontsize=10)
+    axes.legend(handles=[*lesions, *lobe_handles()], loc="center", frameon=False, fontsize=10)
     axes.set_axis_off()
+
+
+def lobe_handles() -> list[Line2D]:
+    """What a legend says of the lobes' outlines."""
+    return [Line2D([], [], color=LOBE_COLOURS[lobe.label], label=lobe.name) for lobe in LOBES]
 
 
 def _draw_table(axes: Axes, report: SeverityReport) -> None:

@@ -56,10 +56,13 @@ def margin_voxels(geometry: Geometry, margin_mm: float) -> tuple[int, int, int]:
 
 def crop(volume: Volume, box: Box) -> Volume:
     """A part of a volume, where it lies in the patient."""
-    start = [s.start for s in box]
-    array = np.ascontiguousarray(volume.array[box])
-    geometry = replace(moved(volume.geometry, start), size_zyx=(array.shape[0], array.shape[1], array.shape[2]))
-    return Volume(array, geometry)
+    return Volume(np.ascontiguousarray(volume.array[box]), cropped(volume.geometry, box))
+
+
+def cropped(geometry: Geometry, box: Box) -> Geometry:
+    """The grid of a part of a volume."""
+    z, y, x = (part.stop - part.start for part in box)
+    return replace(moved(geometry, [part.start for part in box]), size_zyx=(z, y, x))
 
 
 def uncrop(part: ArrayZYX, box: Box, shape: tuple[int, int, int]) -> ArrayZYX:

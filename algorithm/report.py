@@ -20,6 +20,9 @@ class LobeEntry(_Entry):
     lesion_ml: float = Field(ge=0)
     percent: float | None = Field(ge=0, le=100)
     score: int | None = Field(ge=0, le=5)
+    confidence: float | None = Field(
+        None, ge=0, le=1, description="Dice that the lobe network expects of its own lobe; null where lobes were given"
+    )
 
 
 class ComponentEntry(_Entry):
@@ -42,6 +45,7 @@ class ModelIdentity(_Entry):
 class Timings(_Entry):
     """Seconds spent per step."""
 
+    lobes_s: float = Field(0.0, ge=0)
     preprocess_s: float = Field(ge=0)
     network_s: float = Field(ge=0)
     postprocess_s: float = Field(ge=0)
@@ -54,6 +58,7 @@ class SeverityReport(_Entry):
     algorithm_version: str
     model: ModelIdentity
     device: str
+    lobes_source: Literal["given", "model", "lungmask"] = "given"
     lobes: list[LobeEntry] = Field(min_length=5, max_length=5)
     total_score: int | None = Field(ge=0, le=25, description="null where a lobe is absent")
     lesion_ml: float = Field(ge=0)
@@ -61,6 +66,27 @@ class SeverityReport(_Entry):
     components: list[ComponentEntry] = Field(description="largest first")
     warnings: list[str]
     timings: Timings
+
+
+class FoundLobe(_Entry):
+    """One lobe of a scan that came without."""
+
+    name: str
+    label: int = Field(ge=1, le=5)
+    volume_ml: float = Field(ge=0)
+    confidence: float | None = Field(ge=0, le=1, description="expected Dice; null where none is known")
+
+
+class LobesReport(_Entry):
+    """What `lobes` says of the lobes that it found."""
+
+    schema_version: Literal[1] = 1
+    algorithm_version: str
+    source: Literal["model", "lungmask"]
+    lobes: list[FoundLobe] = Field(min_length=5, max_length=5)
+    lungs_ml: float = Field(ge=0)
+    warnings: list[str]
+    seconds: float = Field(ge=0)
 
 
 def severity_json_schema() -> dict[str, Any]:

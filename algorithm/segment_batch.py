@@ -36,13 +36,14 @@ if TYPE_CHECKING:
 TABLE_FILE = "severity.csv"
 CASE_FILE = "case.json"
 LESIONS_FILE = "lesions.mha"
+LOBES_FILE = "lobes.mha"
 SEVERITY_FILE = "severity.json"
 PICTURE_FILE = "overview.png"
 COLUMNS = ("case", *(f"{lobe.key}_{what}" for lobe in LOBES for what in ("percent", "score")), "total_score")
 
 log = logging.getLogger(__name__)
 
-Draw = Callable[[Volume, Volume, "Segmentation", Path], None]
+Draw = Callable[[Volume, "Segmentation", Path], None]
 
 
 class CaseFile(BaseModel):
@@ -161,7 +162,7 @@ class _Loaded:
 
     inputs: dict[str, str]
     ct: Volume
-    lobes: Volume
+    lobes: Volume | None
 
 
 def _load(case: BatchCase, out: Path, model: ModelIdentity) -> _Loaded | None:
@@ -192,7 +193,9 @@ def _write(
             write_labels(segmentation.labels, staging / LESIONS_FILE)
             report = segmentation.report.model_dump_json(indent=2)
             (staging / SEVERITY_FILE).write_text(report, encoding="utf-8")
-            draw(loaded.ct, loaded.lobes, segmentation, staging / PICTURE_FILE)
+            if loaded.lobes is None:
+                write_labels(segmentation.lobes, staging / LOBES_FILE)
+            draw(loaded.ct, segmentation, staging / PICTURE_FILE)
             outputs = {path.name: sha256(path) for path in sorted(staging.iterdir())}
             case_file = CaseFile(computed="here", inputs=loaded.inputs, outputs=outputs)
             (staging / CASE_FILE).write_text(case_file.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from algorithm import __version__
 from algorithm.errors import InputError
 from algorithm.images import Volume
-from algorithm.lobes import check_lobes
+from algorithm.lobe_segmenter import FoundLobes, LobeSegmenter, given_lobes
 from algorithm.model import LESION, LESION_WEIGHTS, Model, load_model
 from algorithm.orientation import from_canonical, to_canonical
 from algorithm.preprocess import (
@@ -39,6 +39,7 @@ from algorithm.subtypes import SUBTYPES, Components, find_components, paint, vot
 from algorithm.tiling import plan_tiles, predict_tiled
 
 Progress = Callable[[str, float], None]
+FindLobes = Callable[[Volume], FoundLobes]
 LUNG_MARGIN_MM = 3.0
 
 
@@ -48,59 +49,81 @@ class Segmentation:
 
     Attributes:
         labels: uint8, 0 background, 1 ground-glass, 2 consolidation, 3 mixed, on the CT's grid.
+        lobes: uint8, the lobes that were given or found, on the CT's grid.
         report: severity, lesions and provenance.
     """
 
     labels: Volume
+    lobes: Volume
     report: SeverityReport
 
 
 class LesionSegmenter:
     """A loaded model on a device, ready for any number of scans."""
 
-    def __init__(self, model: Model, *, device: torch.device, memory_gb: float) -> None:
+    def __init__(
+        self, model: Model, *, device: torch.device, memory_gb: float, find_lobes: FindLobes | None = None
+    ) -> None:
         """Put a model on a device; `from_directory` is the usual way in.
 
         Args:
             model: what `load_model` returned.
             device: where the network runs.
             memory_gb: what the activations of one tile may take.
+            find_lobes: finds the lobes of scans that come without; None leaves it to the model's lobe network.
         """
         self.model = model
         self.device = device
         self.memory_gb = memory_gb
         self.network = model.network.to(device).eval()
+        self._find_lobes = find_lobes
 
     @classmethod
-    def from_directory(cls, directory: Path, *, device: str = "auto", memory_gb: float = 3.0) -> LesionSegmenter:
+    def from_directory(
+        cls, directory: Path, *, device: str = "auto", memory_gb: float = 3.0, find_lobes: FindLobes | None = None
+    ) -> LesionSegmenter:
         """Load a model directory.
 
         Args:
             directory: what `python -m training export` wrote.
             device: ``auto``, ``cpu`` or ``cuda``; auto takes a GPU where there is one.
             memory_gb: what the activations of one tile may take.
+            find_lobes: finds the lobes of scans that come without; None leaves it to the model's lobe network.
 
         Raises:
             InputError: the model or the device cannot be used.
         """
-        return cls(load_model(directory), device=_device(device), memory_gb=memory_gb)
+        model = load_model(directory)
+        return cls(model, device=choose_device(device), memory_gb=memory_gb, find_lobes=find_lobes)
 
-    def segment(self, ct: Volume, lobes: Volume, *, progress: Progress | None = None) -> Segmentation:
+    def find_lobes(self, ct: Volume) -> FoundLobes:
+        """Find the lobes of a scan that comes without.
+
+        Raises:
+            InputError: there are no lungs, or the model cannot find lobes.
+        """
+        if self._find_lobes is None:
+            self._find_lobes = LobeSegmenter(self.model, self.device).segment
+        return self._find_lobes(ct)
+
+    def segment(self, ct: Volume, lobes: Volume | None = None, *, progress: Progress | None = None) -> Segmentation:
         """Segment one scan.
 
         Args:
             ct: HU, (z, y, x), any orientation.
-            lobes: labels of `LOBES` on the same grid.
+            lobes: labels of `LOBES` on the same grid; None finds them.
             progress: told the name of the step and its finished fraction.
 
         Raises:
-            InputError: the lobes do not fit the CT.
+            InputError: the lobes do not fit the CT, or there are none to be found.
         """
         report = progress or (lambda step, fraction: None)
         started = time.perf_counter()
-        lobes = check_lobes(lobes, ct)
+        report("lobes", 0.0)
+        found = self.find_lobes(ct) if lobes is None else given_lobes(lobes, ct)
+        with_lobes = time.perf_counter()
         report("preprocess", 0.0)
-        whole_ct, whole_lobes = to_canonical(ct), to_canonical(lobes)
+        whole_ct, whole_lobes = to_canonical(ct), to_canonical(found.labels)
         box = bounding_box(whole_lobes.array, margin_voxels(whole_ct.geometry, LUNG_MARGIN_MM))
         lung_ct, lung_lobes = crop(whole_ct, box), crop(whole_lobes, box)
         image, inside = self._network_input(lung_ct, lung_lobes)
@@ -124,11 +147,15 @@ class LesionSegmenter:
         labels = paint(components, subtypes)
         finished = time.perf_counter()
         timings = Timings(
-            preprocess_s=preprocessed - started, network_s=predicted - preprocessed, postprocess_s=finished - predicted
+            lobes_s=with_lobes - started,
+            preprocess_s=preprocessed - with_lobes,
+            network_s=predicted - preprocessed,
+            postprocess_s=finished - predicted,
         )
         return Segmentation(
             labels=_to_input_grid(labels, box, whole_ct, ct),
-            report=self._report(labels, lung_lobes, components, subtypes, timings),
+            lobes=found.labels,
+            report=self._report(labels, lung_lobes, found, components, subtypes, timings),
         )
 
     def _network_input(self, ct: Volume, lobes: Volume) -> tuple[Volume, NDArray[np.bool_]]:
@@ -142,6 +169,7 @@ class LesionSegmenter:
         self,
         labels: NDArray[np.uint8],
         lobes: Volume,
+        found: FoundLobes,
         components: Components,
         subtypes: NDArray[np.uint8],
         timings: Timings,
@@ -155,6 +183,7 @@ class LesionSegmenter:
                 name=description.name, version=description.version, weights_sha256=description.files[LESION_WEIGHTS]
             ),
             device=str(self.device),
+            lobes_source=found.source,
             lobes=[
                 LobeEntry(
                     name=entry.lobe.name,
@@ -163,6 +192,7 @@ class LesionSegmenter:
                     lesion_ml=entry.lesion_ml,
                     percent=entry.percent,
                     score=entry.score,
+                    confidence=found.confidence.get(entry.lobe.label),
                 )
                 for entry in involvement
             ],
@@ -172,7 +202,8 @@ class LesionSegmenter:
                 name: float(components.volume_ml[subtypes == subtype].sum()) for subtype, name in SUBTYPES.items()
             },
             components=_component_entries(components, subtypes, lobes),
-            warnings=[f"{', '.join(absent)} absent from the lobe mask: no total score"] if absent else [],
+            warnings=found.warnings
+            + ([f"{', '.join(absent)} absent from the lobe mask: no total score"] if absent else []),
             timings=timings,
         )
 
@@ -228,7 +259,12 @@ def _to_input_grid(labels: NDArray[np.uint8], box: Box, whole: Volume, ct: Volum
     return from_canonical(whole.with_array(uncrop(labels, box, whole.geometry.size_zyx)), ct.geometry)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        InputError: not ``auto``, ``cpu`` or ``cuda``, or there is no GPU.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"device: got {name!r}, expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():

@@ -24,7 +24,10 @@ PACKAGES = {
 REQUIREMENTS = {"algorithm": "requirements.txt"} | {
     folder: f"{folder}/requirements.txt" for folder in PACKAGES if folder != "algorithm"
 }
-OPTIONAL = {"training": "training/requirements-optional.txt"}
+OPTIONAL = {
+    "algorithm": "algorithm/requirements-optional.txt",
+    "training": "training/requirements-optional.txt",
+}
 
 IMPORTED_BY_OTHERS = {"tensorboard"}  # torch.utils.tensorboard needs it
 

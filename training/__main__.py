@@ -14,10 +14,14 @@ from typing import Annotated, Literal
 import typer
 
 from algorithm.errors import InputError
+from algorithm.model import find_model
+from algorithm.segmenter import LesionSegmenter
 from training.ablate.seeds import compare_seeds
 from training.benchmark import benchmark as run_benchmark
+from training.cases import Split
 from training.config import load_config, preset_names
 from training.importers.command import app as importers
+from training.lobe_dice import compare_lobes
 from training.nnunet import export_nnunet
 from training.parallel import Workers, default_workers
 from training.phantom.chest import Disease, PhantomOptions
@@ -83,10 +87,14 @@ def run(
         bool,
         typer.Option(help="Also train baseline, ablations and upper bound; compare on the test cases."),
     ] = False,
+    lobe_data: Annotated[
+        Path | None,
+        typer.Option(help="Also learn lobes, from this directory's CTs and lobe masks, for scans without lobes."),
+    ] = None,
 ) -> None:
     """Do all stages in order, leaving out what is done."""
     this = Run(data, run_directory, load_config(config), device, Workers(workers, dask))
-    sys.exit(run_all(this, config, with_comparison=compare))
+    sys.exit(run_all(this, config, with_comparison=compare, lobe_data=lobe_data))
 
 
 @app.command()
@@ -125,6 +133,22 @@ def seeds(
 ) -> None:
     """Compare runs that differ in their seed: which rows and steps hold, and which are chance."""
     compare_seeds(run_directories, out)
+
+
+@app.command()
+def lobe_dice(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Directory of the tables and pictures.")],
+    model: Annotated[Path | None, typer.Option(help="Model directory; default: the built-in one.")] = None,
+    split: Annotated[Split, typer.Option(help="Which cases.")] = "test",
+    device: Device = "auto",
+    lesions: Annotated[
+        bool, typer.Option(help="Also segment lesions, in the found and in the given lobes, and compare percentages.")
+    ] = False,
+) -> None:
+    """Measure the lobes that a model finds by itself against those of a data set."""
+    segmenter = LesionSegmenter.from_directory(find_model(model), device=device)
+    compare_lobes(segmenter, data, out, split=split, with_lesions=lesions)
 
 
 @app.command()

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
 
 from algorithm.model import (
     DESCRIPTION,
     LESION_WEIGHTS,
+    LOBE_WEIGHTS,
     SUBTYPE_TABLE,
     Architecture,
     ModelDescription,
@@ -24,6 +26,9 @@ from algorithm.model import (
 )
 from training.cases import of_split, read_cases
 from training.files import write_text, write_whole
+from training.lobes import STAGE as LOBE_STAGE
+from training.lobes import description as lobe_description
+from training.lobes import trained as trained_lobes
 from training.segment import trained_network
 from training.stages import Run, environment
 
@@ -37,21 +42,27 @@ def export(run: Run, folder: Path) -> dict[str, Any]:
     """Write the model directory ``model/`` and ``model.tar.gz``."""
     directory = folder / "model"
     directory.mkdir(exist_ok=True)
-    state = {name: value.contiguous() for name, value in trained_network(run).state_dict().items()}
     files = {
-        LESION_WEIGHTS: to_safetensors(state),
+        LESION_WEIGHTS: to_safetensors(_contiguous(trained_network(run))),
         SUBTYPE_TABLE: (run.folder("subtypes") / SUBTYPE_TABLE).read_bytes(),
     }
+    lobe_network = run.record_if_current(LOBE_STAGE)
+    if lobe_network is not None:
+        files[LOBE_WEIGHTS] = to_safetensors(_contiguous(trained_lobes(run.config.lobes, run.folder(LOBE_STAGE))))
     for name, content in files.items():
         write_whole(directory / name, partial(_write, content))
-    description = _description(run, {name: sha256(content) for name, content in files.items()})
+    description = _description(run, {name: sha256(content) for name, content in files.items()}, lobe_network)
     write_text(directory / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
     load_model(directory)  # what was written must load
     write_whole(folder / "model.tar.gz", partial(_pack, directory))
     return {"files": description.files}
 
 
-def _description(run: Run, files: dict[str, str]) -> ModelDescription:
+def _contiguous(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in network.state_dict().items()}
+
+
+def _description(run: Run, files: dict[str, str], lobe_network: dict[str, Any] | None) -> ModelDescription:
     cases = read_cases(run.data)
     config = run.config
     return ModelDescription(
@@ -59,6 +70,7 @@ def _description(run: Run, files: dict[str, str]) -> ModelDescription:
         version=config.export.version,
         architecture=Architecture(width=config.segment.width),
         preprocessing=Preprocessing(spacing_mm=config.prepare.scan_spacing_mm),
+        lobe_network=lobe_description(config.lobes) if lobe_network else None,
         subtype_vote=config.subtypes,
         training={
             "data": config.export.data,
@@ -67,12 +79,19 @@ def _description(run: Run, files: dict[str, str]) -> ModelDescription:
             "data_sha256": run.record("prepare")["data_sha256"],
             "settings": config.model_dump(mode="json"),
             "environment": environment(),
-        },
+        }
+        | ({"lobes": _about_lobes(run, lobe_network)} if lobe_network else {}),
         results=_results(run),
         intended_use=INTENDED_USE,
         licence=config.export.licence,
         files=files,
     )
+
+
+def _about_lobes(run: Run, record: dict[str, Any]) -> dict[str, Any]:
+    """How the lobe network was trained, and how it did on its validation cases."""
+    kept = {name: record[name] for name in ("seed", "data_sha256", "settings", "results", "environment")}
+    return {"data": run.config.lobes.data, **kept}
 
 
 def _results(run: Run) -> dict[str, Any]:

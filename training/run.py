@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from algorithm.subtypes import VoteRules
 from training.ablate import ablate
@@ -11,6 +12,7 @@ from training.ablate.rows import table_rows
 from training.cam import cam
 from training.complete import require_complete
 from training.export import export
+from training.lobes import lobes
 from training.prepare import prepare
 from training.pseudo import pseudo
 from training.regress import regress
@@ -84,6 +86,14 @@ SEGMENT_REFERENCE = Stage(
     segment_reference,
     together=True,
 )
+LOBES = Stage(
+    "lobes",
+    "Train the network that finds the lobes of scans that come without; on any data with CT and lobes.",
+    (),
+    lambda c: c.lobes,
+    lobes,
+    together=True,
+)
 SUBTYPES = Stage("subtypes", "Make the reference table of lesion subtypes.", (), lambda c: Settings(), subtypes)
 ABLATE = Stage(
     "ablate",
@@ -98,20 +108,21 @@ EXPORT = Stage(
     (SEGMENT, SUBTYPES),
     _export_inputs,
     export,
-    uses=("ablate",),
+    uses=("ablate", "lobes"),
 )
-STAGES = (PREPARE, VESSELS, REGRESS, CAM, PSEUDO, SEGMENT, SEGMENT_REFERENCE, SUBTYPES, ABLATE, EXPORT)
+STAGES = (PREPARE, VESSELS, REGRESS, CAM, PSEUDO, SEGMENT, SEGMENT_REFERENCE, SUBTYPES, ABLATE, LOBES, EXPORT)
 
 COMPARISON = (CAM, SEGMENT_REFERENCE, ABLATE)  # of no use to the model itself
 
 
-def run_all(run: Run, config: str, *, with_comparison: bool) -> int:
+def run_all(run: Run, config: str, *, with_comparison: bool, lobe_data: Path | None = None) -> int:
     """Do every stage in order, each in a process of its own, so that its memory is its own.
 
     Args:
         run: the run.
         config: the settings as given on the command line.
         with_comparison: whether to train the baseline, the ablations and the supervised upper bound, and compare all.
+        lobe_data: data directory to learn lobes from, so that the model takes scans without lobes; None leaves it out.
 
     Returns:
         0, or the exit code of the stage that failed.
@@ -123,9 +134,10 @@ def run_all(run: Run, config: str, *, with_comparison: bool) -> int:
     if with_comparison:
         table_rows(run.config)  # refuses settings that leave nothing to compare
     for stage in STAGES:
-        if stage in COMPARISON and not with_comparison:
+        if (stage in COMPARISON and not with_comparison) or (stage is LOBES and lobe_data is None):
             continue
-        options = ["--data", str(run.data), "--run-dir", str(run.directory), "--config", config, "--device", run.device]
+        data = lobe_data if stage is LOBES else run.data
+        options = ["--data", str(data), "--run-dir", str(run.directory), "--config", config, "--device", run.device]
         options += ["--workers", str(run.workers.count)] + (["--dask", run.workers.dask] if run.workers.dask else [])
         code = subprocess.run([sys.executable, "-m", "training", stage.name, *options], check=False).returncode
         if code:

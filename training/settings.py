@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 from typing_extensions import Self
@@ -36,6 +36,9 @@ class LoopSettings(Settings):
     schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to zero over the steps")
     precision: Literal["32-true", "bf16-mixed"] = Field("bf16-mixed", description="arithmetic of the network")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+
+
+Edge = Annotated[int, Field(multiple_of=PERIOD, ge=16)]
 
 
 class Ramp(Settings):
@@ -122,6 +125,22 @@ class VesselSettings(LoopSettings):
     )
 
 
+class LobeSettings(LoopSettings):
+    """The network that finds the lobes of a scan that comes without."""
+
+    width: int = Field(16, ge=1, description="filters of the network's first convolution")
+    steps: int = Field(10_000, ge=1, description="optimiser steps")
+    batch: int = Field(1, ge=1, description="crops per step and process")
+    learning_rate: float = Field(1e-3, gt=0, description="of the optimiser at the first step")
+    spacing_mm: float = Field(3.0, gt=0, description="isotropic spacing of the network's input")
+    window_hu: tuple[float, float] = Field((-1024.0, 400.0), description="HU that become 0 and 1")
+    crop_size_zyx: tuple[Edge, Edge, Edge] = Field((112, 104, 128), description="voxels of a crop; multiples of 8")
+    rotation_degrees: float = Field(15.0, ge=0, description="largest turn about each axis")
+    scale_range: tuple[PositiveFloat, PositiveFloat] = Field((0.8, 1.25), description="by which chests are scaled")
+    validate_every: int = Field(500, ge=1, description="steps between validations")
+    data: str = Field("not described", description="what the network was trained on, in a sentence, for model.json")
+
+
 class CamSettings(LoopSettings):
     """The class activation map baseline."""
 
@@ -178,6 +197,7 @@ class TrainingConfig(Settings):
     pseudo: PseudoSettings = PseudoSettings()
     segment: SegmentSettings = SegmentSettings()
     subtypes: VoteRules = VoteRules()
+    lobes: LobeSettings = LobeSettings()
     export: ExportSettings = ExportSettings()
 
     @model_validator(mode="after")

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
 
 from algorithm.images import Geometry, Volume
-from algorithm.overview import SUBTYPE_COLOURS, _informative_slices, _Parts, draw_overview
+from algorithm.overview import SUBTYPE_COLOURS, Parts, _informative_slices, draw_overview
 from algorithm.segmenter import LesionSegmenter
 
 
@@ -24,7 +26,7 @@ def test_picture_shows_the_lesion_in_its_colour(tmp_path, tiny_model, scan):
         if marked:
             labels[8:16, 8:20, 24:34] = 2
         path = tmp_path / f"{marked}.png"
-        draw_overview(ct, lobes, type(segmentation)(ct.with_array(labels), segmentation.report), path)
+        draw_overview(ct, replace(segmentation, labels=ct.with_array(labels)), path)
     plain, picture = (imread(tmp_path / f"{marked}.png")[..., :3] for marked in (False, True))
     assert picture.shape == plain.shape and min(picture.shape[:2]) > 800
     reddish = (picture[..., 0] - picture[..., 1] > 0.25) & (plain[..., 0] - plain[..., 1] <= 0.25)
@@ -36,5 +38,5 @@ def test_slices_are_ordered_and_go_where_the_lesion_is():
     lobes = np.ones((40, 10, 10), dtype=np.uint8)
     labels = np.zeros_like(lobes)
     labels[3, 2:5, 2:5] = 1
-    slices = _informative_slices(_Parts(lobes, lobes, labels, (1.0, 1.0, 1.0)), axis=0)
+    slices = _informative_slices(Parts(lobes, lobes, labels, (1.0, 1.0, 1.0)), axis=0)
     assert slices[0] == 3 and slices == sorted(slices) and len(set(slices)) == 4

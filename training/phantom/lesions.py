@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from algorithm.lobes import LEFT, RIGHT
 from training.phantom.lobes import LOBE_LABELS
 from training.phantom.texture import FloatArray, fractal, ramp
 
 SCORE_SHARES = (0.25, 0.25, 0.25, 0.14, 0.08, 0.03)
 SCORE_LIMITS_PERCENT = (0.0, 5.0, 25.0, 50.0, 75.0, 100.0)
 GROUND_GLASS, CONSOLIDATION, MIXED = 1, 2, 3
-LUNGS = ((1, 2), (3, 4, 5))  # lobe labels of the left and the right one
 _WELL_SHARE = 0.09
 _CASE_CORRELATION = 0.72
 _PAVING_WEIGHT = 0.4
@@ -112,8 +112,7 @@ def make_lesions(rng: np.random.Generator, points: LungPoints, percentages: dict
 
 def consolidate_half_a_lung(rng: np.random.Generator, points: LungPoints) -> LesionFields:
     """Fill the lower back half of one lung, by volume, with consolidation; the rest is healthy."""
-    side = LUNGS[rng.integers(len(LUNGS))]
-    member = np.flatnonzero(np.isin(points.label, side))
+    member = np.flatnonzero(np.isin(points.label, (LEFT, RIGHT)[rng.integers(2)]))
     position = points.position_mm[member]
     lowness_mm = position @ np.array([0.0, rng.uniform(0.2, 1.5), -rng.uniform(0.2, 1.5)], dtype=np.float32)
     lowness_mm += fractal(rng, position, (60.0, 18.0), (12.0, 4.0))

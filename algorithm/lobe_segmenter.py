@@ -1,0 +1,217 @@
+"""Lobes from the CT alone: a coarse network over the whole scan, and smooth borders at the CT's own voxels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cc3d
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from algorithm.errors import InputError
+from algorithm.images import Geometry, Volume
+from algorithm.lobe_checks import require_lungs, what_is_implausible
+from algorithm.lobe_input import lobe_network_input
+from algorithm.lobes import LEFT, LOBES, RIGHT, check_lobes
+from algorithm.model import Model
+from algorithm.network import PERIOD
+from algorithm.orientation import from_canonical, to_canonical
+from algorithm.preprocess import Box, bounding_box, crop, cropped, resample
+
+Source = Literal["given", "model", "lungmask"]
+SMALLEST_PROBABILITY = 0.02  # below which a lobe is not looked for
+
+
+@dataclass(frozen=True)
+class FoundLobes:
+    """Lobes of a scan, and how far to trust them.
+
+    Attributes:
+        labels: uint8, labels of `algorithm.lobes.LOBES`, on the CT's grid.
+        source: who drew them.
+        confidence: by label, the Dice that the network expects of its own lobe, 0 to 1; empty where lobes were given.
+        warnings: what is implausible about them.
+    """
+
+    labels: Volume
+    source: Source
+    confidence: dict[int, float]
+    warnings: list[str]
+
+
+def given_lobes(lobes: Volume, ct: Volume) -> FoundLobes:
+    """Lobes that came with the scan; they are trusted.
+
+    Raises:
+        InputError: they do not fit the CT.
+    """
+    return FoundLobes(check_lobes(lobes, ct), "given", {}, [])
+
+
+def found_lobes(labels: Volume, ct: Volume, source: Source, confidence: dict[int, float]) -> FoundLobes:
+    """Lobes that were found in a scan, on its grid, after a check of what is plausible.
+
+    Raises:
+        InputError: there are no lungs.
+    """
+    require_lungs(labels, ct)
+    return FoundLobes(labels, source, confidence, what_is_implausible(to_canonical(labels), confidence))
+
+
+class LobeSegmenter:
+    """The lobe network of a loaded model on a device."""
+
+    def __init__(self, model: Model, device: torch.device) -> None:
+        """Put the network on a device.
+
+        Raises:
+            InputError: the model holds no lobe network.
+        """
+        if model.lobe_network is None or model.description.lobe_network is None:
+            raise InputError(
+                "got a CT without lobes, and this model cannot find them; give a lobe mask (--lobes, or the socket "
+                "pulmonary-lobes), or use a model with a lobe network"
+            )
+        self.settings = model.description.lobe_network
+        self.network = model.lobe_network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.device = device
+
+    def segment(self, ct: Volume) -> FoundLobes:
+        """Find the lobes.
+
+        Args:
+            ct: HU, (z, y, x), any orientation.
+
+        Raises:
+            InputError: there are no lungs.
+        """
+        canonical = to_canonical(ct)
+        image = lobe_network_input(canonical, spacing_mm=self.settings.spacing_mm, window_hu=self.settings.window_hu)
+        probability = lobe_probability(self.network, image.array, self.device)
+        keep_main_parts(probability)
+        confidence = expected_dice(probability)
+        labels = labels_at(probability, image.geometry, canonical.geometry)
+        return found_lobes(from_canonical(canonical.with_array(labels), ct.geometry), ct, "model", confidence)
+
+
+@torch.inference_mode()
+def lobe_probability(network: nn.Module, image: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+    """Probability of background and of each lobe, by label.
+
+    Args:
+        network: six logits, same padding, in evaluation mode on ``device``.
+        image: a whole scan as `algorithm.lobe_input.lobe_network_input` makes it, (z, y, x).
+        device: where to compute.
+
+    Returns:
+        float32 (6, z, y, x).
+    """
+    missing = [-n % PERIOD for n in image.shape]
+    padded = functional.pad(torch.from_numpy(image), [k for n in missing[::-1] for k in (0, n)])
+    batch = padded[None, None].to(device).contiguous(memory_format=torch.channels_last_3d)
+    depth, height, width = image.shape
+    logits = network(batch)[0, :, :depth, :height, :width]
+    probability: NDArray[np.float32] = logits.float().softmax(dim=0).cpu().numpy()
+    return probability
+
+
+def hard_labels(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The likeliest lobe of each voxel that is rather lung than background, uint8 (z, y, x).
+
+    Args:
+        probability: (6, z, y, x), background first.
+    """
+    lobe = probability[1:].argmax(axis=0) + 1
+    return np.where(probability[0] < 0.5, lobe, 0).astype(np.uint8)
+
+
+def keep_main_parts(probability: NDArray[np.float32]) -> None:
+    """Take out what is apart from the bulk of either lung, and give strays of a lobe to their surroundings, in place.
+
+    Args:
+        probability: (6, z, y, x), background first.
+    """
+    labels = hard_labels(probability)
+    for side in (LEFT, RIGHT):
+        lung = np.isin(labels, side)
+        stray = lung & (cc3d.largest_k(lung, k=1, connectivity=6) == 0)
+        probability[:, stray] = 0
+        probability[0, stray] = 1
+    labels = hard_labels(probability)
+    for lobe in LOBES:
+        member = labels == lobe.label
+        stray = member & (cc3d.largest_k(member, k=1, connectivity=6) == 0)
+        others = probability[1:, stray]
+        others[lobe.label - 1] = 0
+        others *= (1 - probability[0, stray]) / np.maximum(others.sum(axis=0), SMALLEST_PROBABILITY)
+        probability[1:, stray] = others
+
+
+def expected_dice(probability: NDArray[np.float32]) -> dict[int, float]:
+    """Dice of each lobe that is there, by label, if every probability were right.
+
+    Args:
+        probability: (6, z, y, x), background first.
+    """
+    labels = hard_labels(probability)
+    expected = {}
+    for lobe in LOBES:
+        member = labels == lobe.label
+        if member.any():
+            own = probability[lobe.label]
+            expected[lobe.label] = float(2 * own[member].sum() / (member.sum() + own.sum()))
+    return expected
+
+
+def labels_at(probability: NDArray[np.float32], coarse: Geometry, fine: Geometry) -> NDArray[np.uint8]:
+    """The likeliest lobe at the voxels of another grid, by linear interpolation of the probabilities.
+
+    Args:
+        probability: (6, z, y, x), background first, on ``coarse``.
+        coarse: a grid that covers ``fine`` edge to edge (`algorithm.preprocess.covering_grid`).
+        fine: the CT's grid.
+
+    Returns:
+        uint8 (z, y, x) on ``fine``.
+    """
+    labels = np.zeros(fine.size_zyx, dtype=np.uint8)
+    if not (probability[0] < 0.5).any():
+        return labels
+    lungs_box = _box_on(_box_of(probability[1:].max(axis=0)), coarse, fine)
+    inside = labels[lungs_box]
+    best, lung = (np.zeros(inside.shape, dtype=np.float32) for _ in range(2))
+    for lobe in LOBES:
+        own = probability[lobe.label]
+        if not (own > SMALLEST_PROBABILITY).any():
+            continue
+        box = _box_of(own)
+        target = _box_on(box, coarse, fine)
+        value = resample(crop(Volume(own, coarse), box), cropped(fine, target), "linear").array
+        local = tuple(
+            slice(part.start - whole.start, part.stop - whole.start)
+            for part, whole in zip(target, lungs_box, strict=True)
+        )
+        inside[local][value > best[local]] = lobe.label
+        np.maximum(best[local], value, out=best[local])
+        lung[local] += value
+    inside[lung <= 0.5] = 0
+    return labels
+
+
+def _box_of(probability: NDArray[np.float32]) -> Box:
+    return bounding_box(probability > SMALLEST_PROBABILITY, (1, 1, 1))
+
+
+def _box_on(box: Box, coarse: Geometry, fine: Geometry) -> Box:
+    """The voxels of a fine grid that a box of voxels of the coarse grid that covers it reaches into."""
+    parts = []
+    for axis, part in enumerate(box):
+        ratio, size = coarse.spacing_zyx_mm[axis] / fine.spacing_zyx_mm[axis], fine.size_zyx[axis]
+        start = min(math.floor(part.start * ratio), size - 1)
+        parts.append(slice(start, max(start + 1, min(math.ceil(part.stop * ratio), size))))
+    return parts[0], parts[1], parts[2]

@@ -1,0 +1,124 @@
+"""Random changes of how a whole chest looks, under which its lobes stay where they are.
+
+What is learnt from phantoms must hold for real scans, of any scanner and with any disease: density, contrast, noise,
+sharpness and field of view vary far beyond what is real, and lesions fill anything from a spot to a lung.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from algorithm.lobes import LEFT, RIGHT
+
+CONSOLIDATION = (0.62, 0.78)  # of the window -1024 to 400 HU: -140 to 90 HU
+GLASS_GAIN = (0.07, 0.40)  # 100 to 570 HU
+CELL_VOXELS = (3, 16)  # between the independent values of a random field
+
+
+def randomise(image: Tensor, lobes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Give a chest lesions and another look.
+
+    Args:
+        image: windowed intensity in [0, 1], (D, H, W).
+        lobes: share of each voxel that belongs to each lobe, in the order of their labels, (5, D, H, W).
+        rng: draws everything.
+
+    Returns:
+        The same shape, in [0, 1].
+    """
+    lungs = lobes.sum(dim=0)
+    if rng.random() < 0.5:
+        image = _add_blobs(image, _some_lobes(lobes, rng), rng)
+    if rng.random() < 0.3:
+        image = _consolidate_side(image, lobes, rng)
+    image = _change_contrast(image, lungs, rng)
+    image = torch.lerp(image, functional.avg_pool3d(image[None], 3, 1, 1)[0], float(rng.uniform(-0.4, 1.0)))
+    image = image + _noise(image, rng)
+    return _narrow_view(image.clamp(0, 1), rng)
+
+
+def random_field(shape: tuple[int, ...], rng: np.random.Generator, device: torch.device) -> Tensor:
+    """A smooth random field (D, H, W) of mean about 0 and deviation about 0.5, with structure of a random size."""
+    cell = rng.uniform(*CELL_VOXELS)
+    coarse = rng.standard_normal([max(2, round(n / cell)) for n in shape], dtype=np.float32)
+    values = torch.from_numpy(coarse).to(device)[None, None]
+    return functional.interpolate(values, size=shape, mode="trilinear", align_corners=False)[0, 0]
+
+
+def _some_lobes(lobes: Tensor, rng: np.random.Generator) -> Tensor:
+    """The share of each voxel that belongs to some of the lobes, one at least."""
+    chosen = rng.random(len(lobes)) < rng.uniform(0.2, 1.0)
+    chosen[rng.integers(len(lobes))] = True
+    return lobes[torch.from_numpy(chosen).to(lobes.device)].sum(dim=0)
+
+
+def _add_blobs(image: Tensor, where: Tensor, rng: np.random.Generator) -> Tensor:
+    """Ground-glass and consolidation in a random share of a region."""
+    field = random_field(tuple(image.shape), rng, image.device)
+    soft = ((field - _quantile(field, where, float(rng.uniform(0.1, 0.95)))) * rng.uniform(3, 20) + 0.5).clamp(0, 1)
+    texture = 1 + 0.3 * random_field(tuple(image.shape), rng, image.device)
+    image = image + soft * where * float(rng.uniform(*GLASS_GAIN)) * texture
+    if rng.random() < 0.5:
+        return image
+    core = ((field - _quantile(field, where, float(rng.uniform(0.5, 0.98)))) * 10 + 0.5).clamp(0, 1)
+    return torch.lerp(image, _solid(image, rng), core * where)
+
+
+def _consolidate_side(image: Tensor, lobes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Consolidation of one lung, or of both, on one side of a rough plane."""
+    sides = ([label - 1 for label in LEFT], [label - 1 for label in RIGHT])
+    chosen = sides[rng.integers(2)] if rng.random() < 0.8 else sides[0] + sides[1]
+    where = lobes[chosen].sum(dim=0)
+    normal = rng.normal(size=3) + (-0.7, 0.7, 0.0)  # rather low and at the back
+    ramps = (torch.linspace(-1, 1, n, device=image.device) for n in image.shape)
+    z, y, x = torch.meshgrid(*ramps, indexing="ij")
+    height = normal[0] * z + normal[1] * y + normal[2] * x + 0.3 * random_field(tuple(image.shape), rng, image.device)
+    level = _quantile(height, where, float(rng.uniform(0.1, 0.8)))
+    share = ((height - level) * float(rng.uniform(5, 40)) + 0.5).clamp(0, 1)
+    return torch.lerp(image, _solid(image, rng), share * where)
+
+
+def _solid(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Consolidated lung, in places with air left in it."""
+    solid = float(rng.uniform(*CONSOLIDATION)) + 0.03 * random_field(tuple(image.shape), rng, image.device)
+    return torch.lerp(image, solid, float(rng.uniform(0.75, 1.0)))
+
+
+def _quantile(values: Tensor, where: Tensor, share: float) -> float:
+    """What a share of the values in a region lies below; 0 where there is no region."""
+    inside = values[where > 0.5]
+    return float(inside[:: max(1, len(inside) // 20_000)].quantile(share)) if len(inside) else 0.0
+
+
+def _change_contrast(image: Tensor, lungs: Tensor, rng: np.random.Generator) -> Tensor:
+    """Density of lungs and tissue, uneven brightness, and a gamma curve."""
+    uneven = 0.05 * rng.random() * random_field(tuple(image.shape), rng, image.device)
+    tissue = (image > 0.5) * (1 - lungs)
+    image = image + lungs * float(rng.uniform(-0.06, 0.10)) + tissue * (float(rng.uniform(-0.08, 0.12)) + uneven)
+    gained = image.clamp(0, 1) ** float(np.exp(rng.uniform(-0.35, 0.35)))
+    return gained * float(rng.uniform(0.9, 1.1)) + float(rng.uniform(-0.04, 0.04))
+
+
+def _noise(image: Tensor, rng: np.random.Generator) -> Tensor:
+    noise = torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32)).to(image.device)
+    if rng.random() < 0.5:
+        noise = 2 * functional.avg_pool3d(noise[None], 3, 1, 1)[0]
+    return noise * float(0.06 * rng.random() ** 2)
+
+
+def _narrow_view(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Now and then a round field of view, empty outside, or a box that shows nothing."""
+    depth, height, width = image.shape
+    if rng.random() < 0.3:
+        y, x = (torch.arange(n, device=image.device) - n * float(rng.uniform(0.42, 0.58)) for n in (height, width))
+        radius = float(rng.uniform(0.42, 0.6)) * max(height, width)
+        image = image * (torch.hypot(y[:, None], x[None]) < radius)
+    if rng.random() < 0.2:
+        starts = [int(rng.integers(n)) for n in (depth, height, width)]
+        box = tuple(slice(start, start + int(rng.integers(4, 30))) for start in starts)
+        image = image.clone()
+        image[box] = float(rng.random())
+    return image

@@ -1,0 +1,114 @@
+"""Whole scans with their lobes, coarse, for the network that finds lobes; random crops of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+from torch.nn import functional
+
+from algorithm.errors import InputError
+from algorithm.lobe_input import lobe_network_input
+from algorithm.lobes import LOBES
+from algorithm.preprocess import bounding_box, resample
+from training.appearance import randomise
+from training.cases import Case, read_scan
+from training.files import load_array, save_array, whole_folder
+from training.settings import LobeSettings
+
+CUT_SHARE = 0.2  # of crops that may leave out any part of the lungs
+
+
+@dataclass(frozen=True)
+class LobeScan:
+    """The cache of a case: image.npy, float16 intensity, and lobes.npy, uint8 labels, (z, y, x) each."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class LobeScanItem:
+    """A scan as it is read.
+
+    Attributes:
+        image: float16 (z, y, x), windowed intensity.
+        lobes: uint8, labels of `algorithm.lobes.LOBES`.
+        position: in the sequence of the training; seeds what is random about it.
+    """
+
+    image: Tensor
+    lobes: Tensor
+    position: int
+
+
+def cache_scan(case: Case, folder: Path, settings: LobeSettings) -> None:
+    """Write the cache of a case, unless it is there.
+
+    Raises:
+        InputError: an image cannot be used, or the coarse lobes are empty.
+    """
+    target = folder / case.name
+    if target.is_dir():
+        return
+    scan = read_scan(case)
+    image = lobe_network_input(scan.ct, spacing_mm=settings.spacing_mm, window_hu=settings.window_hu)
+    lobes = resample(scan.lobes, image.geometry, "nearest").array
+    if not lobes.any():
+        raise InputError(f"no voxel is left of the lobes at {settings.spacing_mm:g} mm; check {case.lobes.name}")
+    with whole_folder(target) as unnamed:
+        save_array(unnamed / "image.npy", image.array.astype(np.float16))
+        save_array(unnamed / "lobes.npy", lobes)
+
+
+def read_lobe_scan(scan: LobeScan, position: int = 0) -> LobeScanItem:
+    """Read the cache of a case."""
+    image, lobes = (load_array(scan.folder / scan.name / f"{name}.npy") for name in ("image", "lobes"))
+    return LobeScanItem(torch.from_numpy(image), torch.from_numpy(lobes), position)
+
+
+def random_crop(
+    item: LobeScanItem, settings: LobeSettings, *, seed: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A turned, scaled, shifted part of a scan, of random appearance.
+
+    Args:
+        item: the scan.
+        settings: size of the crop, ranges of turning and scaling.
+        seed: with the item's position, of all that is random.
+        device: where to work.
+
+    Returns:
+        Image (1, 1, D, H, W), and the share of each voxel of each class, background first, (1, 6, D, H, W).
+    """
+    rng = np.random.default_rng([seed, 9, item.position])
+    lobes = item.lobes.to(device)
+    members = torch.stack([lobes == lobe.label for lobe in LOBES]).float()
+    stack = torch.cat([item.image.to(device).float()[None], members])[None]
+    theta = _random_affine(rng, item.lobes, settings).to(device)
+    size = [1, 1, *settings.crop_size_zyx]
+    grid = functional.affine_grid(theta, size, align_corners=False)
+    moved = functional.grid_sample(stack, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    image = randomise(moved[0], moved[1:], rng)
+    background = 1 - moved[1:].sum(dim=0, keepdim=True)
+    return image[None, None], torch.cat([background, moved[1:]])[None]
+
+
+def _random_affine(rng: np.random.Generator, lobes: Tensor, settings: LobeSettings) -> Tensor:
+    """From the crop to the scan, in the coordinates of `torch.nn.functional.affine_grid`; (1, 3, 4)."""
+    box = bounding_box(lobes.numpy())
+    low, high = (np.array([getattr(part, end) for part in box], dtype=float) for end in ("start", "stop"))
+    size, whole = np.array(settings.crop_size_zyx, dtype=float), np.array(lobes.shape, dtype=float)
+    reach = 0.6 if rng.random() < CUT_SHARE else 0.1
+    centre = (low + high) / 2 + reach * rng.uniform(-1, 1, 3) * (high - low)
+    angles = rng.uniform(-1, 1, 3) * settings.rotation_degrees
+    scale = np.exp(rng.uniform(*np.log(settings.scale_range)) + rng.uniform(-0.07, 0.07, 3))
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(1 / scale)  # acts on (z, y, x)
+    matrix = np.diag(2 / whole) @ turn @ np.diag(size / 2)
+    theta = np.concatenate([matrix, (2 * centre / whole - 1)[:, None]], axis=1)
+    order = [2, 1, 0]
+    return torch.from_numpy(theta[order][:, [*order, 3]].astype(np.float32))[None]

@@ -1,0 +1,125 @@
+"""Stage lobes: a network that finds the lobes of a scan that comes without, learnt from any scans that have them.
+
+python -m training lobes --data DATA --run-dir RUN
+torchrun --nproc-per-node 2 -m training lobes --data DATA --run-dir RUN
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from algorithm.errors import InputError
+from algorithm.lobe_segmenter import lobe_probability
+from algorithm.lobes import LOBES
+from algorithm.model import LobeNetwork
+from algorithm.network import UNet3D
+from evaluation.metrics import dice
+from training.batches import Batches
+from training.cases import of_split, read_table
+from training.lobe_scans import LobeScan, LobeScanItem, cache_scan, random_crop, read_lobe_scan
+from training.logbook import Logbook
+from training.loop import Terms, Validation, load_trained, make_fabric, train
+from training.parallel import over_scans
+from training.settings import LobeSettings
+from training.stages import Run
+
+STAGE, CACHE = "lobes", "cache"
+PRIOR = (0.8, *(0.04 for _ in LOBES))
+
+
+def lobes(run: Run, folder: Path) -> dict[str, Any]:
+    """Train on the CTs and lobe masks of the training cases; those of the validation cases choose the best network.
+
+    Raises:
+        InputError: there is no training case, or an image cannot be used.
+    """
+    settings, seed = run.config.lobes, run.config.seed
+    cases = read_table(run.data)
+    if not of_split(cases, "train"):
+        raise InputError(f"{run.data}: got no case with split train, expected some with CT and lobes to learn from")
+    fabric = make_fabric(run, settings.precision)
+    used = [*of_split(cases, "train"), *of_split(cases, "validation")]
+    mine = used[fabric.global_rank :: fabric.world_size]
+    over_scans("coarse scans", partial(cache_scan, folder=folder / CACHE, settings=settings), mine, run.workers)
+    fabric.barrier()
+    scans, validation = (
+        [LobeScan(case.name, folder / CACHE) for case in of_split(cases, split)] for split in ("train", "validation")
+    )
+
+    def terms(model: nn.Module, items: list[LobeScanItem], step: int) -> Terms:
+        crops = (random_crop(item, settings, seed=seed, device=fabric.device) for item in items)
+        image, target = (torch.cat(part) for part in zip(*crops, strict=True))
+        return lobe_terms(model(image.contiguous(memory_format=torch.channels_last_3d)), target)
+
+    def measure(network: nn.Module, step: int, logbook: Logbook) -> dict[str, float]:
+        return measure_dice(network, validation, fabric.device)
+
+    train(
+        fabric,
+        new_network(settings),
+        Batches(scans, read_lobe_scan, size=settings.batch, seed=seed),
+        terms,
+        settings,
+        folder,
+        validation=Validation(settings.validate_every, 0, measure, lambda values: (values["dice"],))
+        if validation
+        else None,
+        readers=run.workers.count,
+    )
+    network = trained(settings, folder).to(fabric.device)
+    with torch.inference_mode(), fabric.autocast():
+        results = measure_dice(network, validation, fabric.device) if validation else {}
+    return {"training_cases": len(scans), "validation_cases": len(validation), "validation": results}
+
+
+def description(settings: LobeSettings) -> LobeNetwork:
+    """What model.json says of the network."""
+    return LobeNetwork(width=settings.width, spacing_mm=settings.spacing_mm, window_hu=settings.window_hu)
+
+
+def new_network(settings: LobeSettings) -> UNet3D:
+    """The untrained network."""
+    network = description(settings).untrained()
+    network.set_prior(PRIOR)
+    return network
+
+
+def trained(settings: LobeSettings, folder: Path) -> nn.Module:
+    """The network of a folder that the stage wrote, for use on the CPU."""
+    return load_trained(new_network(settings), folder)
+
+
+def lobe_terms(logits: Tensor, target: Tensor) -> Terms:
+    """Cross-entropy, and Dice loss over the lobes, with targets that may be shares.
+
+    Args:
+        logits: (B, 6, D, H, W).
+        target: share of each class, background first; the same shape.
+    """
+    logits = logits.float()
+    cross_entropy = -(target * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
+    probability, axes = logits.softmax(dim=1), (0, 2, 3, 4)
+    overlap = 2 * (probability * target).sum(dim=axes) + 1
+    dices = overlap / ((probability + target).sum(dim=axes) + 1)
+    return {"cross_entropy": (1.0, cross_entropy), "dice": (1.0, 1 - dices[1:].mean())}
+
+
+def measure_dice(network: nn.Module, scans: list[LobeScan], device: torch.device) -> dict[str, float]:
+    """Mean Dice of each lobe, by its key, and over all lobes, on the network's own grid."""
+    per_lobe: dict[str, list[float]] = {lobe.key: [] for lobe in LOBES}
+    for scan in scans:
+        item = read_lobe_scan(scan)
+        found = lobe_probability(network, item.image.float().numpy(), device).argmax(axis=0)
+        reference = item.lobes.numpy()
+        for lobe in LOBES:
+            if (reference == lobe.label).any():
+                per_lobe[lobe.key].append(dice(reference == lobe.label, found == lobe.label))
+    means = {key: float(np.mean(values)) for key, values in per_lobe.items() if values}
+    return {"dice": float(np.mean(list(means.values()))), **means}
