@@ -25,6 +25,7 @@ from algorithm.preprocess import Box, bounding_box, crop, cropped, resample
 
 Source = Literal["given", "model", "lungmask"]
 SMALLEST_PROBABILITY = 0.02  # below which a lobe is not looked for
+SMALLEST_INPUT = 2 * PERIOD  # voxels per axis; instance normalisation needs more than one at the coarsest level
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def lobe_probability(network: nn.Module, image: NDArray[np.float32], device: tor
     Returns:
         float32 (6, z, y, x).
     """
-    missing = [-n % PERIOD for n in image.shape]
+    missing = [max(-n % PERIOD, SMALLEST_INPUT - n) for n in image.shape]
     padded = functional.pad(torch.from_numpy(image), [k for n in missing[::-1] for k in (0, n)])
     batch = padded[None, None].to(device).contiguous(memory_format=torch.channels_last_3d)
     depth, height, width = image.shape

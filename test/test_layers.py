@@ -120,12 +120,14 @@ def tree(tmp_path: Path) -> Path:
     """A small project that breaks no rule."""
     files = {
         "requirements.txt": "numpy>=1\nSimpleITK>=2 # files\nuvicorn[standard]>=0.3\n",
+        "algorithm/requirements-optional.txt": "lungmask\n",
         "training/requirements.txt": "-r ../requirements.txt\nscikit-learn\n",
         "training/requirements-optional.txt": "-r requirements.txt\ndask[distributed]\n",
         "evaluation/requirements.txt": "pandas\n",
         "batch/requirements.txt": "gcapi>=0.16,<0.17\n",
         "test/requirements.txt": "-r ../training/requirements.txt\npytest\n",
         "algorithm/images.py": "import os, numpy.typing\nimport SimpleITK as sitk\n",
+        "algorithm/lobes.py": "import lungmask\n",
         "algorithm/server.py": "def serve():\n    import uvicorn\n    from . import images\n",
         "training/chunks.py": "import sklearn.metrics, evaluation.metrics, dask\nfrom algorithm.images import read\n",
         "evaluation/metrics.py": "import pandas\nfrom evaluation import masks\n",

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save as to_safetensors
 
 from algorithm.images import Geometry, Volume
+from algorithm.lobe_segmenter import FoundLobes
 from algorithm.lobes import LOBES
-from algorithm.model import Architecture, Model, ModelDescription, Preprocessing, load_model, sha256
+from algorithm.model import Architecture, LobeNetwork, Model, ModelDescription, Preprocessing, load_model, sha256
 from algorithm.network import UNet3D
 from algorithm.report import LobeEntry, ModelIdentity, SeverityReport, Timings
 
@@ -25,22 +26,33 @@ SIZE_ZYX = (6, 8, 10)
 
 
 class FakeSegmenter:
-    """Marks each voxel of the right upper lobe as ground-glass; remembers how often, and can be made to fail."""
+    """Marks each voxel of the right upper lobe as ground-glass; remembers how often, and can be made to fail.
+
+    Where no lobes are given it finds one that fills the scan, with a doubt about it.
+    """
 
     def __init__(self) -> None:
         self.cases = 0
         self.error: Exception | None = None
         self.before: Callable[[], object] = lambda: None
 
-    def segment(self, ct: Volume, lobes: Volume, *, progress: Callable[[str, float], None] | None = None) -> Any:
+    def find_lobes(self, ct: Volume) -> FoundLobes:
+        if self.error is not None:
+            raise self.error
+        return FoundLobes(ct.with_array(np.full(ct.array.shape, 3, np.uint8)), "model", {3: 0.75}, ["a doubt"])
+
+    def segment(
+        self, ct: Volume, lobes: Volume | None = None, *, progress: Callable[[str, float], None] | None = None
+    ) -> Any:
         self.before()
         if progress is not None:
             progress("network", 0.5)
         if self.error is not None:
             raise self.error
         self.cases += 1
+        lobes = lobes or self.find_lobes(ct).labels
         labels = ct.with_array((lobes.array == 3).astype(np.uint8))
-        return SimpleNamespace(labels=labels, report=_report())
+        return SimpleNamespace(labels=labels, lobes=lobes, report=_report())
 
 
 def _report() -> SeverityReport:
@@ -139,7 +151,13 @@ def _tiny_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     weights = to_safetensors(UNet3D(out_channels=3, width=1, padding="valid").state_dict())
     rows = ["volume_ml,mean_hu,sd_hu,subtype", "5,-550,80,1", "2,-600,60,1", "3,-100,280,2", "8,-80,250,2"]
-    files = {"lesion.safetensors": weights, "subtypes.csv": "\n".join(rows).encode()}
+    lobe_network = LobeNetwork(width=1, spacing_mm=3.0, window_hu=(-1024.0, 400.0))
+    lobe_weights = to_safetensors(lobe_network.untrained().state_dict())
+    files = {
+        "lesion.safetensors": weights,
+        "lobes.safetensors": lobe_weights,
+        "subtypes.csv": "\n".join(rows).encode(),
+    }
     for name, content in files.items():
         (directory / name).write_bytes(content)
     description = ModelDescription(
@@ -147,6 +165,7 @@ def _tiny_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         version="0",
         architecture=Architecture(width=1),
         preprocessing=Preprocessing(spacing_mm=1.5),
+        lobe_network=lobe_network,
         training={},
         results={},
         intended_use="tests",

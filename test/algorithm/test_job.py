@@ -16,6 +16,9 @@ from algorithm.job import read_case, run_case, staged_outputs
 OUTPUTS = {"images/covid-19-lesion-segmentation/output.mha", "covid-19-severity.json"}
 
 
+FOUND_LOBES = "images/pulmonary-lobes/output.mha"
+
+
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
@@ -98,11 +101,21 @@ def test_output_is_checked_before_any_work(fake_segmenter, input_dir, tmp_path):
     assert fake_segmenter.cases == 0
 
 
-def test_no_lobes(fake_segmenter, input_dir, output_dir, socket_value):
+def test_lobes_that_were_found_are_an_output(fake_segmenter, input_dir, output_dir, socket_value, ct):
     (input_dir / "inputs.json").write_text(json.dumps([socket_value("ct-image")]))
-    with pytest.raises(InputError, match=r"needs a lobe mask \(socket pulmonary-lobes, or --lobes\), labelled 1 left"):
-        run_case(fake_segmenter, input_dir, output_dir)
-    assert files(output_dir) == set()
+    run_case(fake_segmenter, input_dir, output_dir)
+    assert files(output_dir) == {*OUTPUTS, FOUND_LOBES}
+    lobes = read_labels(output_dir / FOUND_LOBES)
+    assert lobes.geometry == ct.geometry and lobes.array.dtype == np.uint8 and (lobes.array == 3).all()
+
+
+def test_lobes_of_an_earlier_case_do_not_stay(fake_segmenter, input_dir, output_dir, socket_value):
+    with_lobes = (input_dir / "inputs.json").read_text()
+    (input_dir / "inputs.json").write_text(json.dumps([socket_value("ct-image")]))
+    run_case(fake_segmenter, input_dir, output_dir)
+    (input_dir / "inputs.json").write_text(with_lobes)
+    run_case(fake_segmenter, input_dir, output_dir)
+    assert files(output_dir) == OUTPUTS
 
 
 def test_lobes_are_checked_when_read(ct, lobes, save):

@@ -23,8 +23,8 @@ RESULTS = {"lesions.mha", "severity.json", "overview.png"}
 @pytest.fixture(autouse=True)
 def light(monkeypatch, fake_segmenter):
     """The stand-in instead of a loaded model, and an empty picture."""
-    monkeypatch.setattr(main, "_load", lambda model, device, memory_gb: fake_segmenter)
-    monkeypatch.setattr(main, "_draw", lambda ct, lobes, segmentation, path: path.write_bytes(b"png"))
+    monkeypatch.setattr(main, "_load", lambda model, device, memory_gb, lobes=None: fake_segmenter)
+    monkeypatch.setattr(main, "_draw", lambda ct, segmentation, path: path.write_bytes(b"png"))
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -84,10 +84,37 @@ def test_input_error_is_one_line_and_exit_code_2(run, scan, tmp_path):
     assert names(tmp_path / "out") == set()
 
 
-def test_segment_without_lobes(run, scan, tmp_path):
-    result = run("segment", scan[0], "-o", tmp_path / "out")
+def test_segment_without_lobes_writes_those_that_it_finds(run, scan, tmp_path, ct):
+    assert run("segment", scan[0], "-o", tmp_path / "out").exit_code == 0
+    assert names(tmp_path / "out") == {*RESULTS, "lobes.mha"}
+    assert read_labels(tmp_path / "out" / "lobes.mha").geometry == ct.geometry
+
+
+def test_lungmask_in_place_of_a_lobe_mask(run, scan, tmp_path, monkeypatch, fake_segmenter):
+    asked = []
+    monkeypatch.setattr(main, "_load", lambda *arguments: asked.append(arguments[3]) or fake_segmenter)
+    assert run("segment", scan[0], "--lobes", "lungmask", "-o", tmp_path / "out").exit_code == 0
+    assert asked == [Path("lungmask")]
+    assert (tmp_path / "out" / "lobes.mha").is_file()
+
+
+def test_lobes(run, scan, tmp_path, ct):
+    result = run("lobes", scan[0], "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path / "out") == {"lobes.mha", "lobes.json", "lobes.png"}
+    report = json.loads((tmp_path / "out" / "lobes.json").read_text())
+    voxels_ml = ct.array.size * ct.geometry.voxel_ml
+    assert [lobe["volume_ml"] for lobe in report["lobes"]] == pytest.approx([0, 0, voxels_ml, 0, 0])
+    assert [lobe["confidence"] for lobe in report["lobes"]] == [None, None, 0.75, None, None]
+    assert report["lungs_ml"] == pytest.approx(voxels_ml)
+    assert report["source"] == "model" and report["warnings"] == ["a doubt"]
+    assert "Warning: a doubt" in result.stdout
+
+
+def test_lobes_takes_no_lobe_mask(run, scan, tmp_path):
+    result = run("lobes", *scan, "--output", tmp_path / "out")
     assert result.exit_code == 2
-    assert "this version needs a lobe mask (socket pulmonary-lobes, or --lobes)" in result.stderr
+    assert result.stderr.endswith("lobes.mha, expected the word lungmask, or leave it out\n")
 
 
 def test_exec(run, input_dir, tmp_path):
