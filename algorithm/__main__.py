@@ -192,12 +192,11 @@ class _LoadedWhenNeeded:
 
 
 def _load(model: Path | None, device: Device, memory_gb: float, lobes: Path | None = None) -> LesionSegmenter:
-    from algorithm.lungmask_lobes import lungmask_lobes  # these import torch, which takes seconds
-    from algorithm.model import find_model
+    from algorithm.model import find_model  # these import torch, which takes seconds
     from algorithm.segmenter import LesionSegmenter
 
-    find = lungmask_lobes if lobes == LUNGMASK else None
-    return LesionSegmenter.from_directory(find_model(model), device=device, memory_gb=memory_gb, find_lobes=find)
+    finder: Literal["model", "lungmask"] = "lungmask" if lobes == LUNGMASK else "model"
+    return LesionSegmenter.from_directory(find_model(model), device=device, memory_gb=memory_gb, lobes_by=finder)
 
 
 def _draw(ct: Volume, segmentation: Segmentation, path: Path) -> None:

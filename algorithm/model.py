@@ -16,6 +16,7 @@ from algorithm.errors import InputError
 from algorithm.lobes import LOBES
 from algorithm.network import UNet3D
 from algorithm.preprocess import WINDOW_HU
+from algorithm.report import ModelIdentity
 from algorithm.severity import SCORE_LOWER_PERCENT
 from algorithm.subtypes import ReferenceComponents, VoteRules
 
@@ -82,6 +83,16 @@ class ModelDescription(_Part):
     intended_use: str
     licence: str
     files: dict[str, str] = Field(description="SHA-256 of each file beside model.json")
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What a report says of the model."""
+        return ModelIdentity(
+            name=self.name,
+            version=self.version,
+            weights_sha256=self.files[LESION_WEIGHTS],
+            lobe_weights_sha256=self.files.get(LOBE_WEIGHTS),
+        )
 
 
 @dataclass(frozen=True)

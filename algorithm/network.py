@@ -128,8 +128,17 @@ def centre_crop(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x
 
 
+class _InstanceNorm(nn.InstanceNorm3d):
+    """Instance normalisation; a batch of one is normalised as a batch, which is the same and copies nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1:
+            return super().forward(x)
+        return functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
 def _convolution(inputs: int, outputs: int, padding: Padding, norm: Norm) -> list[nn.Module]:
-    normalise = nn.BatchNorm3d(outputs) if norm == "batch" else nn.InstanceNorm3d(outputs, affine=True)
+    normalise = nn.BatchNorm3d(outputs) if norm == "batch" else _InstanceNorm(outputs, affine=True)
     convolution = nn.Conv3d(inputs, outputs, kernel_size=3, padding=1 if padding == "same" else 0, bias=False)
     return [convolution, normalise, nn.ReLU(inplace=True)]
 

@@ -40,6 +40,7 @@ class ModelIdentity(_Entry):
     name: str
     version: str
     weights_sha256: str
+    lobe_weights_sha256: str | None = Field(None, description="null where the model cannot find lobes")
 
 
 class Timings(_Entry):

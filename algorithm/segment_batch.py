@@ -73,6 +73,7 @@ class _Severity(BaseModel):
     """What of a severity.json is used here; a later version may hold more."""
 
     model: ModelIdentity | None = None
+    lobes_source: str = "given"
     lobes: list[_Lobe]
     total_score: int | None
 
@@ -103,18 +104,12 @@ def segment_cases(
     Raises:
         InputError: the folder cannot be written, or another process is working on it.
     """
-    from algorithm.model import LESION_WEIGHTS  # imports torch, as the segmenter has
-
-    description = segmenter.model.description
-    model = ModelIdentity(
-        name=description.name, version=description.version, weights_sha256=description.files[LESION_WEIGHTS]
-    )
     progress = _Progress(len(cases), tell)
     with _only_process(out), ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-        loading = [reader.submit(_load, case, out, model) for case in cases[:1]]
+        loading = [reader.submit(_load, case, out, segmenter) for case in cases[:1]]
         writing: Future[None] | None = None
         for number, case in enumerate(cases):
-            loading += [reader.submit(_load, later, out, model) for later in cases[number + 1 : number + 2]]
+            loading += [reader.submit(_load, later, out, segmenter) for later in cases[number + 1 : number + 2]]
             with progress.of(case.name):
                 loaded = loading.pop(0).result()
                 if loaded is None:
@@ -165,22 +160,24 @@ class _Loaded:
     lobes: Volume | None
 
 
-def _load(case: BatchCase, out: Path, model: ModelIdentity) -> _Loaded | None:
+def _load(case: BatchCase, out: Path, segmenter: LesionSegmenter) -> _Loaded | None:
     """Read a case; None where it is done."""
     inputs = case.sha256()
-    if _is_done(out / case.name, inputs, model):
+    source = segmenter.lobes_by if case.lobes is None else "given"
+    if _is_done(out / case.name, inputs, segmenter.model.description.identity, source):
         return None
     return _Loaded(inputs, *read_case(case.ct, case.lobes))
 
 
-def _is_done(folder: Path, inputs: dict[str, str], model: ModelIdentity) -> bool:
+def _is_done(folder: Path, inputs: dict[str, str], model: ModelIdentity, lobes_source: str) -> bool:
     try:
         case_file = CaseFile.model_validate_json((folder / CASE_FILE).read_bytes())
         severity = _Severity.model_validate_json((folder / SEVERITY_FILE).read_bytes())
         whole = all(sha256(folder / name) == digest for name, digest in case_file.outputs.items())
     except (OSError, ValidationError):
         return False
-    return whole and SEVERITY_FILE in case_file.outputs and case_file.inputs == inputs and severity.model == model
+    is_same = case_file.inputs == inputs and severity.model == model and severity.lobes_source == lobes_source
+    return whole and SEVERITY_FILE in case_file.outputs and is_same
 
 
 def _write(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from algorithm import __version__
 from algorithm.errors import InputError
 from algorithm.images import Volume
 from algorithm.lobe_segmenter import FoundLobes, LobeSegmenter, given_lobes
-from algorithm.model import LESION, LESION_WEIGHTS, Model, load_model
+from algorithm.lungmask_lobes import lungmask_lobes
+from algorithm.model import LESION, Model, load_model
 from algorithm.orientation import from_canonical, to_canonical
 from algorithm.preprocess import (
     Box,
@@ -33,13 +35,13 @@ from algorithm.preprocess import (
     resample,
     uncrop,
 )
-from algorithm.report import ComponentEntry, LobeEntry, ModelIdentity, SeverityReport, Timings
+from algorithm.report import ComponentEntry, LobeEntry, SeverityReport, Timings
 from algorithm.severity import lobe_involvement, total_score
 from algorithm.subtypes import SUBTYPES, Components, find_components, paint, vote
 from algorithm.tiling import plan_tiles, predict_tiled
 
 Progress = Callable[[str, float], None]
-FindLobes = Callable[[Volume], FoundLobes]
+Finder = Literal["model", "lungmask"]
 LUNG_MARGIN_MM = 3.0
 
 
@@ -61,26 +63,24 @@ class Segmentation:
 class LesionSegmenter:
     """A loaded model on a device, ready for any number of scans."""
 
-    def __init__(
-        self, model: Model, *, device: torch.device, memory_gb: float, find_lobes: FindLobes | None = None
-    ) -> None:
+    def __init__(self, model: Model, *, device: torch.device, memory_gb: float, lobes_by: Finder = "model") -> None:
         """Put a model on a device; `from_directory` is the usual way in.
 
         Args:
             model: what `load_model` returned.
             device: where the network runs.
             memory_gb: what the activations of one tile may take.
-            find_lobes: finds the lobes of scans that come without; None leaves it to the model's lobe network.
+            lobes_by: who finds the lobes of scans that come without: the model's lobe network, or lungmask.
         """
         self.model = model
         self.device = device
         self.memory_gb = memory_gb
         self.network = model.network.to(device).eval()
-        self._find_lobes = find_lobes
+        self.lobes_by = lobes_by
 
     @classmethod
     def from_directory(
-        cls, directory: Path, *, device: str = "auto", memory_gb: float = 3.0, find_lobes: FindLobes | None = None
+        cls, directory: Path, *, device: str = "auto", memory_gb: float = 3.0, lobes_by: Finder = "model"
     ) -> LesionSegmenter:
         """Load a model directory.
 
@@ -88,23 +88,23 @@ class LesionSegmenter:
             directory: what `python -m training export` wrote.
             device: ``auto``, ``cpu`` or ``cuda``; auto takes a GPU where there is one.
             memory_gb: what the activations of one tile may take.
-            find_lobes: finds the lobes of scans that come without; None leaves it to the model's lobe network.
+            lobes_by: who finds the lobes of scans that come without: the model's lobe network, or lungmask.
 
         Raises:
             InputError: the model or the device cannot be used.
         """
         model = load_model(directory)
-        return cls(model, device=choose_device(device), memory_gb=memory_gb, find_lobes=find_lobes)
+        return cls(model, device=choose_device(device), memory_gb=memory_gb, lobes_by=lobes_by)
 
     def find_lobes(self, ct: Volume) -> FoundLobes:
         """Find the lobes of a scan that comes without.
 
         Raises:
-            InputError: there are no lungs, or the model cannot find lobes.
+            InputError: there are no lungs, or the model or lungmask cannot be used.
         """
-        if self._find_lobes is None:
-            self._find_lobes = LobeSegmenter(self.model, self.device).segment
-        return self._find_lobes(ct)
+        if self.lobes_by == "lungmask":
+            return lungmask_lobes(ct)
+        return LobeSegmenter(self.model, self.device).segment(ct)
 
     def segment(self, ct: Volume, lobes: Volume | None = None, *, progress: Progress | None = None) -> Segmentation:
         """Segment one scan.
@@ -179,9 +179,7 @@ class LesionSegmenter:
         absent = [entry.lobe.name for entry in involvement if entry.percent is None]
         return SeverityReport(
             algorithm_version=__version__,
-            model=ModelIdentity(
-                name=description.name, version=description.version, weights_sha256=description.files[LESION_WEIGHTS]
-            ),
+            model=description.identity,
             device=str(self.device),
             lobes_source=found.source,
             lobes=[

@@ -31,6 +31,8 @@ class FakeSegmenter:
     Where no lobes are given it finds one that fills the scan, with a doubt about it.
     """
 
+    lobes_by = "model"
+
     def __init__(self) -> None:
         self.cases = 0
         self.error: Exception | None = None
@@ -50,9 +52,11 @@ class FakeSegmenter:
         if self.error is not None:
             raise self.error
         self.cases += 1
+        found = lobes is None
         lobes = lobes or self.find_lobes(ct).labels
         labels = ct.with_array((lobes.array == 3).astype(np.uint8))
-        return SimpleNamespace(labels=labels, lobes=lobes, report=_report())
+        report = _report().model_copy(update={"lobes_source": self.lobes_by if found else "given"})
+        return SimpleNamespace(labels=labels, lobes=lobes, report=report)
 
 
 def _report() -> SeverityReport:

@@ -14,6 +14,7 @@ from algorithm import __main__ as main
 from algorithm.batch_cases import find_cases, sha256
 from algorithm.errors import InputError
 from algorithm.images import read_labels
+from algorithm.report import ModelIdentity
 from algorithm.segment_batch import COLUMNS, CaseFile, segment_cases, write_table
 from batch.cases import find_cases as find_batch_cases
 from batch.cohort import COLUMNS as BATCH_COLUMNS
@@ -27,7 +28,7 @@ NAMES = ["a", "b", "c"]
 @pytest.fixture
 def segmenter(fake_segmenter):
     """The stand-in with the identity that its reports tell."""
-    description = SimpleNamespace(name="fake", version="0", files={"lesion.safetensors": "0"})
+    description = SimpleNamespace(identity=ModelIdentity(name="fake", version="0", weights_sha256="0"))
     fake_segmenter.model = SimpleNamespace(description=description)
     return fake_segmenter
 
@@ -51,7 +52,7 @@ def run(segmenter, scans, tmp_path):
         failures = segment_cases(segmenter, cases, tmp_path / "out", draw=draw, tell=told.append)
         return told, failures
 
-    def draw(ct, lobes, segmentation, path: Path) -> None:
+    def draw(ct, segmentation, path: Path) -> None:
         path.write_bytes(b"png")
 
     return segment
@@ -91,6 +92,22 @@ def test_a_case_with_damaged_results_is_done_again(run, segmenter, tmp_path, nam
     assert run(["a"])[0] == ["1/1 a: done before"]
 
 
+def test_lobes_that_are_found_are_kept_and_found_again_by_another(segmenter, scans, tmp_path) -> None:
+    def run() -> list[str]:
+        told: list[str] = []
+        cases = find_cases(scans, None)[:1]
+        draw = lambda ct, segmentation, path: path.write_bytes(b"png")  # noqa: E731
+        assert segment_cases(segmenter, cases, tmp_path / "out", draw=draw, tell=told.append) == {}
+        return told
+
+    run()
+    assert {path.name for path in (tmp_path / "out" / "a").iterdir()} == {*RESULTS, "lobes.mha"}
+    assert run() == ["1/1 a: done before"]
+    segmenter.lobes_by = "lungmask"
+    assert run() == ["1/1 a: done"]
+    assert json.loads((tmp_path / "out" / "a" / "severity.json").read_text())["lobes_source"] == "lungmask"
+
+
 def test_another_model_or_other_inputs_are_done_again(run, segmenter, save, lobes, ct, tmp_path) -> None:
     run(["a"])
     save(ct.with_array(ct.array + 7), "scans/a.mha")
@@ -99,7 +116,7 @@ def test_another_model_or_other_inputs_are_done_again(run, segmenter, save, lobe
     save(lobes, "lobes/a.mha", compressed=False)
     run(["a"])
     assert segmenter.cases == 3
-    segmenter.model.description.files = {"lesion.safetensors": "1"}
+    segmenter.model.description.identity = ModelIdentity(name="fake", version="0", weights_sha256="1")
     run(["a"])
     assert segmenter.cases == 4
 
@@ -118,7 +135,7 @@ def test_failures_are_collected_and_the_others_go_on(run, segmenter, tmp_path, s
 
 
 def test_a_picture_that_fails_fails_its_case(run, segmenter, scans, tmp_path) -> None:
-    def draw(ct, lobes, segmentation, path: Path) -> None:
+    def draw(ct, segmentation, path: Path) -> None:
         raise MemoryError("no memory")
 
     failures = segment_cases(segmenter, find_cases(scans, tmp_path / "lobes")[:1], tmp_path / "out", draw=draw)
@@ -141,7 +158,7 @@ def test_reads_and_writes_while_it_computes(segmenter, scans, tmp_path, monkeypa
             meeting.wait()
         return original(ct, lobes)
 
-    def draw(ct, lobes, segmentation, path: Path) -> None:
+    def draw(ct, segmentation, path: Path) -> None:
         writes.append(path)
         if len(writes) == 1:
             meeting.wait()
@@ -268,8 +285,8 @@ def test_a_folder_is_hashed_by_its_contents_alone(tmp_path) -> None:
 
 @pytest.fixture
 def command(segmenter, scans, tmp_path, monkeypatch):
-    monkeypatch.setattr(main, "_load", lambda model, device, memory_gb: segmenter)
-    monkeypatch.setattr(main, "_draw", lambda ct, lobes, segmentation, path: path.write_bytes(b"png"))
+    monkeypatch.setattr(main, "_load", lambda model, device, memory_gb, lobes: segmenter)
+    monkeypatch.setattr(main, "_draw", lambda ct, segmentation, path: path.write_bytes(b"png"))
     handler = signal.getsignal(signal.SIGTERM)
     arguments = ["segment-batch", scans, "--lobes", tmp_path / "lobes", "--out", tmp_path / "out"]
     yield lambda: CliRunner().invoke(main.app, [str(word) for word in arguments])
