@@ -42,8 +42,8 @@ To run it on grand-challenge.org:
     (images/pulmonary-lobes). Outputs: covid-19-lesion-segmentation (images/covid-19-lesion-segmentation, segments
     1 ground-glass, 2 consolidation, 3 mixed) and covid-19-severity (covid-19-severity.json, kind Anything), which is
     this algorithm's own and must be requested.
- 2. Algorithms > Add a new algorithm, with two interfaces: {ct-image, pulmonary-lobes} and {ct-image}, each giving
-    both outputs.
+ 2. Algorithms > Add a new algorithm, with two interfaces: {ct-image, pulmonary-lobes} and {ct-image}, both
+    giving covid-19-lesion-segmentation and covid-19-severity; {ct-image} gives pulmonary-lobes too.
  3. The algorithm's Containers > Upload a container: dist/$image_file
  4. Its Models > Upload a model: dist/$model_file (only where it is not the model in the image).
 END

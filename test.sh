@@ -31,6 +31,8 @@ check() { # LAYOUT [--expected DIRECTORY]
   run_script "$work/scripts/check_output.py" "$work/output" --layout "$1" --ct "$work/sample/ct.mha" "${@:2}"
 }
 
+check_found_lobes() { check platform --lobes "$work/sample/lobes.mha"; }
+
 check_expected() { check "$1" --expected "$work/sample/expected"; }
 
 # A case is refused with one line, which the platform shows to the user, and without outputs.
@@ -46,10 +48,15 @@ test_exec() {
   lay_out socket ct-image pulmonary-lobes
   exec_case || die "exec failed with code $?: $(tail -1 "$work/stderr")"
   check_expected platform
-  step 'exec: a CT without lobes is refused'
+  step 'exec: a CT without lobes'
   clear_output
   lay_out interface ct-image
-  ! exec_case || die 'exec accepted a CT without lobes'
+  exec_case || die "exec failed with code $?: $(tail -1 "$work/stderr")"
+  check_found_lobes
+  step 'exec: lobes without a CT are refused'
+  clear_output
+  lay_out interface pulmonary-lobes
+  ! exec_case || die 'exec accepted lobes without a CT'
   check_refusal "$work/stderr"
 }
 
@@ -69,9 +76,12 @@ test_invoke() {
   step 'invoke: CT and lobes'
   invoke_case 201 interface ct-image pulmonary-lobes
   check_expected platform
-  step 'invoke: a CT without lobes is refused'
-  invoke_case 500 socket ct-image
+  step 'invoke: lobes without a CT are refused'
+  invoke_case 500 socket pulmonary-lobes
   check_refusal "$work/answer"
+  step 'invoke: a CT without lobes'
+  invoke_case 201 socket ct-image
+  check_found_lobes
   step 'invoke: the same server takes the next case'
   invoke_case 201 socket ct-image pulmonary-lobes
   check_expected platform

@@ -142,7 +142,7 @@ def test_a_case_is_laid_out_as_on_the_platform(sample: Path, tmp_path: Path, key
 
 
 def check(sample: Path, output: Path) -> None:
-    check_output.check(output, "platform", sample / "ct.mha", sample / "expected")
+    check_output.check(output, "platform", sample / "ct.mha", lobes=None, expected=sample / "expected")
 
 
 def test_the_expected_outputs_pass(sample: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +166,7 @@ def changed_lesions(output: Path, **change: Any) -> None:
     ("change", "message"),
     [
         ({"voxels": 9}, r"Dice of label 1 with the expected is 0\.977, below 0\.98"),
-        ({"label": 4}, r"labels are \[0, 1, 3, 4\]"),
+        ({"label": 4}, r"labels of the lesions are \[0, 1, 3, 4\]"),
         ({"label": 2}, r"Dice of label 2 .* is 0\.000"),
         ({"dtype": np.int16}, r"lesions are of type 16-bit signed integer"),
         ({"origin": (-100.1, 3.3, 12.0000001)}, r"origin of the lesions is .*, the CT's is"),
@@ -200,6 +200,31 @@ def test_wrong_severity_is_found(sample: Path, output: Path, old: str, new: str,
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(check_output.CheckError, match=message):
         check(sample, output)
+
+
+def test_found_lobes_are_compared_with_the_given_ones(sample: Path, output: Path) -> None:
+    def check_with_lobes() -> None:
+        lobes = sample / "lobes.mha"
+        check_output.check(output, "platform", sample / "ct.mha", lobes=lobes, expected=sample / "expected")
+
+    found = output / "images/pulmonary-lobes/output.mha"
+    with pytest.raises(check_output.CheckError, match=r"expected \[.*images/pulmonary-lobes/output\.mha"):
+        check_with_lobes()
+    lobes = np.ones((4, 10, 10), np.uint8)
+    write_image(lobes, found)
+    check_with_lobes()
+    with pytest.raises(check_output.CheckError, match=r"files are \[.*pulmonary-lobes.*\], expected"):
+        check(sample, output)
+    lobes[0] = lobes[1, 0] = 0  # 290 of 400 voxels are left: 2 * 290 / 690
+    write_image(lobes, found)
+    check_with_lobes()
+    lobes[1] = 0
+    write_image(lobes, found)
+    with pytest.raises(check_output.CheckError, match=r"Dice of both lungs with the given lobes is 0\.667, below 0\.8"):
+        check_with_lobes()
+    write_image(np.full((4, 10, 10), 6, np.uint8), found)
+    with pytest.raises(check_output.CheckError, match=r"labels of the lobes are \[6\]"):
+        check_with_lobes()
 
 
 def test_files_too_many_or_too_few_are_found(sample: Path, output: Path) -> None:

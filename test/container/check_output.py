@@ -11,13 +11,20 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-# Files that a run leaves behind, and nothing else: (lesions, severity, others).
+# Files that a run leaves behind, and nothing else: (lesions, severity, lobes where they were found, pictures).
 LAYOUTS = {
-    "platform": ("images/covid-19-lesion-segmentation/output.mha", "covid-19-severity.json", ()),
-    "segment": ("lesions.mha", "severity.json", ("overview.png",)),
+    "platform": (
+        "images/covid-19-lesion-segmentation/output.mha",
+        "covid-19-severity.json",
+        "images/pulmonary-lobes/output.mha",
+        (),
+    ),
+    "segment": ("lesions.mha", "severity.json", "lobes.mha", ("overview.png",)),
 }
-LABELS = {0, 1, 2, 3}
+LESION_LABELS = {0, 1, 2, 3}
+LOBE_LABELS = {0, 1, 2, 3, 4, 5}
 MIN_DICE = 0.98
+MIN_DICE_OF_FOUND_LOBES = 0.8  # with the given ones; both lungs and each lobe
 MAX_PERCENT_DIFFERENCE = 0.5  # percentage points of a lobe
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -32,36 +39,51 @@ def expect(condition: bool, message: str) -> None:
         raise CheckError(message)
 
 
-def check_files(output: Path, layout: str) -> tuple[Path, Path]:
-    """Check that exactly the layout's files exist; returns the paths of lesions and severity."""
-    lesions, severity, others = LAYOUTS[layout]
-    expected = sorted([lesions, severity, *others])
+def check_files(output: Path, layout: str, *, with_lobes: bool) -> tuple[Path, Path, Path]:
+    """Check that exactly the layout's files exist; returns the paths of lesions, severity and found lobes."""
+    lesions, severity, lobes, others = LAYOUTS[layout]
+    expected = sorted([lesions, severity, *others, *([lobes] if with_lobes else [])])
     found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
     expect(found == expected, f"files are {found}, expected {expected}")
     for name in others:
         expect((output / name).read_bytes().startswith(PNG_SIGNATURE), f"{name} is not a PNG picture")
-    return output / lesions, output / severity
+    return output / lesions, output / severity, output / lobes
 
 
-def check_format(lesions: sitk.Image, ct: sitk.Image) -> None:
-    """Check pixel type, labels, and that the image lies on the CT's grid to the bit."""
-    pixel_type = lesions.GetPixelIDTypeAsString()
-    expect(lesions.GetPixelID() == sitk.sitkUInt8, f"lesions are of type {pixel_type}, expected 8-bit unsigned integer")
-    for name in ("Size", "Spacing", "Origin", "Direction"):
-        got, wanted = (getattr(image, f"Get{name}")() for image in (lesions, ct))
-        expect(got == wanted, f"{name.lower()} of the lesions is {got}, the CT's is {wanted}")
-    labels = set(np.unique(sitk.GetArrayViewFromImage(lesions)).tolist())
-    expect(labels <= LABELS, f"labels are {sorted(labels)}, expected some of {sorted(LABELS)}")
+def check_format(mask: sitk.Image, ct: sitk.Image, name: str, allowed: set[int]) -> None:
+    """Check pixel type, labels, and that a mask lies on the CT's grid to the bit."""
+    pixel_type = mask.GetPixelIDTypeAsString()
+    expect(mask.GetPixelID() == sitk.sitkUInt8, f"{name} are of type {pixel_type}, expected 8-bit unsigned integer")
+    for part in ("Size", "Spacing", "Origin", "Direction"):
+        got, wanted = (getattr(image, f"Get{part}")() for image in (mask, ct))
+        expect(got == wanted, f"{part.lower()} of the {name} is {got}, the CT's is {wanted}")
+    labels = set(np.unique(sitk.GetArrayViewFromImage(mask)).tolist())
+    expect(labels <= allowed, f"labels of the {name} are {sorted(labels)}, expected some of {sorted(allowed)}")
+
+
+def dice_of(ours: Any, theirs: Any) -> float:
+    """Dice coefficient of two masks; 1 where both are empty."""
+    voxels = int(ours.sum() + theirs.sum())
+    return 2 * int((ours & theirs).sum()) / voxels if voxels else 1.0
 
 
 def check_lesions(lesions: sitk.Image, expected: sitk.Image) -> None:
     """Check the Dice coefficient of every label that either image holds."""
     got, wanted = sitk.GetArrayFromImage(lesions), sitk.GetArrayFromImage(expected)
-    for label in sorted(LABELS - {0}):
-        ours, theirs = got == label, wanted == label
-        voxels = int(ours.sum() + theirs.sum())
-        dice = 2 * int((ours & theirs).sum()) / voxels if voxels else 1.0
+    for label in sorted(LESION_LABELS - {0}):
+        dice = dice_of(got == label, wanted == label)
         expect(dice >= MIN_DICE, f"Dice of label {label} with the expected is {dice:.3f}, below {MIN_DICE}")
+
+
+def check_lobes(found: sitk.Image, given: sitk.Image) -> None:
+    """Check that the lobes that were found are about those that would have been given."""
+    ours, theirs = sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(given)
+    dices = {"both lungs": dice_of(ours > 0, theirs > 0)}
+    dices |= {f"lobe {label}": dice_of(ours == label, theirs == label) for label in sorted(LOBE_LABELS - {0})}
+    print("found lobes: " + ", ".join(f"{name} {dice:.3f}" for name, dice in dices.items()) + " (Dice)")
+    for name, dice in dices.items():
+        least = MIN_DICE_OF_FOUND_LOBES
+        expect(dice >= least, f"Dice of {name} with the given lobes is {dice:.3f}, below {least}")
 
 
 def read_json(path: Path) -> Any:
@@ -102,11 +124,23 @@ def print_table(severity: dict[str, Any]) -> None:
     print(f"total score {severity['total_score']}")
 
 
-def check(output: Path, layout: str, ct: Path, expected: Path | None) -> None:
-    """Check a folder of outputs; without expected ones, their form only. Prints the table of the lobes."""
-    lesions_path, severity_path = check_files(output, layout)
-    lesions, severity = sitk.ReadImage(str(lesions_path)), read_json(severity_path)
-    check_format(lesions, sitk.ReadImage(str(ct)))
+def check(output: Path, layout: str, ct: Path, *, lobes: Path | None, expected: Path | None) -> None:
+    """Check a folder of outputs and print the table of the lobes.
+
+    Args:
+        output: the folder.
+        layout: which files it must hold.
+        ct: the case's CT.
+        lobes: the case's lobes, where it was run without them and had to find them.
+        expected: folder with lesions.mha and severity.json; without it, the form alone is checked.
+    """
+    lesions_path, severity_path, lobes_path = check_files(output, layout, with_lobes=lobes is not None)
+    lesions, severity, scan = sitk.ReadImage(str(lesions_path)), read_json(severity_path), sitk.ReadImage(str(ct))
+    check_format(lesions, scan, "lesions", LESION_LABELS)
+    if lobes is not None:
+        found = sitk.ReadImage(str(lobes_path))
+        check_format(found, scan, "lobes", LOBE_LABELS)
+        check_lobes(found, sitk.ReadImage(str(lobes)))
     if expected is not None:
         check_lesions(lesions, sitk.ReadImage(str(expected / "lesions.mha")))
         check_severity(severity, read_json(expected / "severity.json"))
@@ -119,10 +153,11 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--layout", choices=list(LAYOUTS), required=True)
     parser.add_argument("--ct", type=Path, required=True)
+    parser.add_argument("--lobes", type=Path)
     parser.add_argument("--expected", type=Path)
     arguments = parser.parse_args()
     try:
-        check(arguments.output, arguments.layout, arguments.ct, arguments.expected)
+        check(arguments.output, arguments.layout, arguments.ct, lobes=arguments.lobes, expected=arguments.expected)
     except CheckError as failure:
         sys.exit(f"{arguments.output}: {failure}")
 

@@ -37,6 +37,10 @@ def tiny_config() -> TrainingConfig:
                 "refinement": {"start": 0.3, "full": 0.5},
             },
             "cam": {**loop, "chunk_size": 16, "batch": 4, "steps": 3},
+            "lobes": {
+                **loop, "spacing_mm": 8.0, "crop_size_zyx": [32, 32, 32], "steps": 6, "checkpoint_every": 2,
+                "validate_every": 3,
+            },
             "pseudo": {"scales": [1.0, 1.5]},
             "segment": {**loop, "crop_size": 92, "steps": 3},
         }

@@ -1,10 +1,12 @@
 import json
 import shutil
+import subprocess
 import tarfile
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from algorithm.errors import InputError
 from algorithm.model import load_model
@@ -35,7 +37,31 @@ def test_the_exported_model_segments_a_scan(finished):
 
 def test_the_tarball_lands_directly_in_the_model_directory(finished):
     with tarfile.open(finished.folder("export") / "model.tar.gz") as tar:
-        assert sorted(tar.getnames()) == ["lesion.safetensors", "model.json", "subtypes.csv"]
+        assert sorted(tar.getnames()) == [
+            "lesion.safetensors",
+            "lobes.safetensors",
+            "model.json",
+            "subtypes.csv",
+        ]
+
+
+def test_the_model_holds_the_lobe_network_and_how_it_was_trained(finished):
+    model = load_model(finished.folder("export") / "model")
+    trained = torch.load(finished.folder("lobes") / "best.pt")["network"]
+    assert all(torch.equal(value, trained[name]) for name, value in model.lobe_network.state_dict().items())
+    assert model.description.lobe_network.spacing_mm == 8.0
+    about = model.description.training["lobes"]
+    assert about["results"]["training_cases"] == 3
+    assert about["data_sha256"] == finished.record("lobes")["data_sha256"]
+
+
+def test_without_lobes_the_model_has_no_lobe_network(finished, tmp_path):
+    for stage in STAGES:
+        if stage.name not in ("lobes", "export"):
+            (tmp_path / stage.name).symlink_to(finished.directory / stage.name)
+    execute(replace(finished, directory=tmp_path), STAGES[-1])
+    model = load_model(tmp_path / "export" / "model")
+    assert model.lobe_network is None and "lobes" not in model.description.training
 
 
 def test_model_json_says_what_it_was_trained_on(finished):
@@ -107,6 +133,26 @@ def test_what_all_stages_would_lack_is_told_before_the_first(phantoms, tiny_conf
     with pytest.raises(InputError, match=r"refinement\.weight is 0"):
         run_all(Run(phantoms, tmp_path / "run", without, device="cpu"), "smoke", with_comparison=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_lobes_are_learnt_from_the_data_that_is_named_for_them_and_else_not(finished, monkeypatch, tmp_path):
+    commands = []
+
+    def record(command, *, check):
+        commands.append(command[3:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", record)
+    assert run_all(finished, "smoke", with_comparison=False) == 0
+    assert [command[0] for command in commands] == [
+        "prepare", "vessels", "regress", "pseudo", "segment", "subtypes", "export",
+    ]  # fmt: skip
+    commands.clear()
+    assert run_all(finished, "smoke", with_comparison=False, lobe_data=tmp_path) == 0
+    data = {command[0]: command[command.index("--data") + 1] for command in commands}
+    assert list(data)[-2:] == ["lobes", "export"]
+    assert data.pop("lobes") == str(tmp_path)
+    assert set(data.values()) == {str(finished.data)}
 
 
 def test_comparison_has_a_value_per_row_and_scan(finished):

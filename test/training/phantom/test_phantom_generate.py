@@ -13,6 +13,7 @@ import SimpleITK as sitk
 
 from algorithm.errors import InputError
 from algorithm.images import Volume
+from algorithm.lobes import LEFT, RIGHT
 from training.phantom.generate import (
     COLUMNS,
     SCORE_COLUMNS,
@@ -212,3 +213,33 @@ def test_shapes_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 def test_more_cases_only_add_training() -> None:
     options = PhantomOptions(validation=2, test=1)
     assert [split_of(case, options) for case in range(5)] == ["test", "validation", "validation", "train", "train"]
+
+
+def test_diseases_share_the_anatomy_of_a_seed() -> None:
+    usual, none, half = (
+        make_phantom(np.random.default_rng(8), PhantomOptions(coarseness=COARSE, disease=disease))
+        for disease in ("usual", "none", "half-lung")
+    )
+    assert np.array_equal(usual.lobes.array, none.lobes.array) and np.array_equal(usual.lobes.array, half.lobes.array)
+    assert not none.lesions.array.any()
+    sides = [np.isin(half.lobes.array, side) for side in (LEFT, RIGHT)]
+    shares = sorted(float((half.lesions.array[side] > 0).mean()) for side in sides)
+    assert shares[0] == 0 and shares[1] == pytest.approx(0.5, abs=0.05)
+    diseased = half.lesions.array > 0
+    assert set(np.unique(half.lesions.array[diseased])) == {2}
+    assert np.median(half.ct.array[diseased]) > -150
+
+
+def test_wide_scans_show_more_than_lungs() -> None:
+    def margins(field: str) -> list[int]:
+        options = PhantomOptions(coarseness=COARSE, field_of_view=field)
+        found = []
+        for seed in range(4):
+            lobes = make_phantom(np.random.default_rng([6, seed]), options).lobes
+            z = np.flatnonzero(lobes.array.any(axis=(1, 2)))
+            found.append(round(float(z[0]) * lobes.geometry.spacing_zyx_mm[0]))
+        return found
+
+    narrow, wide = margins("lungs"), margins("wide")
+    assert max(narrow) <= 45  # 30 mm, and a slice of up to 18 mm
+    assert max(wide) > 60

@@ -1,0 +1,71 @@
+"""Random appearance: what must hold whatever is drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from training.appearance import _consolidate_side, random_field, randomise
+
+SHAPE = (24, 20, 32)
+
+
+def chest() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two dark lungs of two and three lobes in brighter tissue; image and shares of the lobes."""
+    lobes = torch.zeros(5, *SHAPE)
+    for label, (z, x) in {1: (12, 18), 2: (2, 18), 3: (16, 2), 5: (12, 2), 4: (2, 2)}.items():
+        top = 22 if label in (1, 3) else {2: 12, 5: 16, 4: 12}[label]
+        lobes[label - 1, z:top, 3:17, x : x + 12] = 1
+    assert lobes.sum(dim=0).max() == 1
+    return torch.where(lobes.sum(dim=0) > 0, 0.12, 0.74), lobes
+
+
+def test_stays_within_the_window_and_its_shape_and_is_repeatable() -> None:
+    image, lobes = chest()
+    for seed in range(25):
+        first, again = (randomise(image, lobes, np.random.default_rng(seed)) for _ in range(2))
+        assert first.shape == SHAPE
+        assert torch.equal(first, again)
+        assert 0 <= float(first.min()) and float(first.max()) <= 1
+    assert torch.equal(image, chest()[0])  # what was given is left alone
+
+
+def test_every_draw_differs() -> None:
+    image, lobes = chest()
+    results = [randomise(image, lobes, np.random.default_rng(seed)) for seed in range(6)]
+    assert all(not torch.equal(one, other) for k, one in enumerate(results) for other in results[:k])
+
+
+def test_lesions_fill_lungs_up_to_tissue_in_some_draws_and_leave_them_alone_in_others() -> None:
+    image, lobes = chest()
+    lungs = lobes.sum(dim=0) > 0
+    dense = [
+        float((randomise(image, lobes, np.random.default_rng(seed))[lungs] > 0.5).float().mean()) for seed in range(60)
+    ]
+    assert min(dense) < 0.01
+    assert max(dense) > 0.4
+
+
+def test_one_side_is_consolidated_and_nothing_else_changes() -> None:
+    image, lobes = chest()
+    left, right = lobes[:2].sum(dim=0) > 0, lobes[2:].sum(dim=0) > 0
+    sides = set()
+    for seed in range(20):
+        result = _consolidate_side(image, lobes, np.random.default_rng(seed))
+        changed = (result - image).abs() > 1e-6
+        assert not changed[~(left | right)].any()
+        sides.add((bool(changed[left].any()), bool(changed[right].any())))
+        assert float(result[changed].median()) > 0.3
+    assert {(True, False), (False, True)} <= sides
+
+
+def test_without_lungs_nothing_fails() -> None:
+    image = torch.full(SHAPE, 0.7)
+    for seed in range(25):
+        assert torch.isfinite(randomise(image, torch.zeros(5, *SHAPE), np.random.default_rng(seed))).all()
+
+
+def test_fields_are_smooth() -> None:
+    field = random_field((40, 40, 40), np.random.default_rng(1), torch.device("cpu"))
+    assert field.shape == (40, 40, 40)
+    assert field.diff(dim=0).abs().mean() < 0.5 * field.std()

@@ -1,0 +1,110 @@
+"""Coarse scans and their random crops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from training import lobe_scans
+from training.cases import read_table
+from training.lobe_scans import LobeScan, LobeScanItem, cache_scan, random_crop, read_lobe_scan
+from training.settings import LobeSettings
+
+SETTINGS = LobeSettings(crop_size_zyx=(32, 24, 40))
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crops that are turned, scaled and shifted, but look like the scan."""
+    monkeypatch.setattr(lobe_scans, "randomise", lambda image, lobes, rng: image)
+
+
+def item(lobes: NDArray[np.uint8], position: int = 0) -> LobeScanItem:
+    return LobeScanItem(torch.from_numpy((lobes / 8).astype(np.float16)), torch.from_numpy(lobes), position)
+
+
+def blocks() -> NDArray[np.uint8]:
+    """A block of each lobe, in a scan of the crop's size around them."""
+    lobes = np.zeros((32, 24, 40), dtype=np.uint8)
+    for label in range(1, 6):
+        lobes[4:28, 4:20, 6 * label : 6 * label + 4] = label
+    return lobes
+
+
+def crop(settings: LobeSettings, scan: LobeScanItem) -> tuple[torch.Tensor, torch.Tensor]:
+    return random_crop(scan, settings, seed=3, device=torch.device("cpu"))
+
+
+def test_cache_holds_the_whole_scan(phantoms: Path, tmp_path: Path) -> None:
+    case = read_table(phantoms)[0]
+    settings = SETTINGS.model_copy(update={"spacing_mm": 6.0})
+    cache_scan(case, tmp_path, settings)
+    scan = read_lobe_scan(LobeScan(case.name, tmp_path), 7)
+    assert scan.position == 7
+    assert scan.image.shape == scan.lobes.shape
+    assert set(scan.lobes.unique().tolist()) == set(range(6))
+    assert 0 <= float(scan.image.min()) and float(scan.image.max()) <= 1
+    inside = scan.lobes > 0
+    lungs, tissue = (scan.image[where].float().mean() for where in (inside, ~inside & (scan.image > 0.3)))
+    assert float(lungs) < 0.4 < float(tissue)
+
+
+def test_a_cache_that_is_there_is_kept(phantoms: Path, tmp_path: Path) -> None:
+    case = read_table(phantoms)[0]
+    (tmp_path / case.name).mkdir()
+    cache_scan(case, tmp_path, SETTINGS)
+    assert list((tmp_path / case.name).iterdir()) == []
+
+
+def test_shares_of_the_classes_add_up(plain: None) -> None:
+    for position in range(10):
+        image, target = crop(SETTINGS, item(blocks(), position))
+        assert image.shape == (1, 1, 32, 24, 40) and target.shape == (1, 6, 32, 24, 40)
+        assert target.sum(dim=1) == pytest.approx(torch.ones(1, 32, 24, 40).numpy(), abs=1e-5)
+        assert float(target.min()) > -1e-5
+
+
+def test_image_and_lobes_move_together(plain: None) -> None:
+    for position in range(10):
+        image, target = crop(SETTINGS, item(blocks(), position))
+        labels = torch.arange(6).view(1, 6, 1, 1, 1) / 8  # the image of a lobe is an eighth of its label
+        assert image[0].numpy() == pytest.approx((target * labels).sum(dim=1).numpy(), abs=1e-3)
+
+
+def test_without_any_change_the_crop_is_the_scan(plain: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Middle:
+        """Draws the middle of every range."""
+
+        def uniform(self, low: float, high: float, size: int | None = None) -> object:
+            return (low + high) / 2 if size is None else np.full(size, (low + high) / 2)
+
+        def random(self) -> float:
+            return 1.0
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Middle())
+    lobes = blocks()
+    lobes[:, :, 34:] = 0
+    lobes[4:28, 4:20, 6:34] = np.maximum(lobes[4:28, 4:20, 6:34], 1)  # the middle of the lobes is that of the scan
+    image, target = crop(SETTINGS.model_copy(update={"scale_range": (1.0, 1.0)}), item(lobes))
+    assert np.array_equal(target[0].argmax(dim=0).numpy(), lobes)
+    assert image[0, 0].numpy() == pytest.approx(lobes / 8, abs=1e-3)
+
+
+def test_scale_enlarges_the_lobes(plain: None) -> None:
+    lobes = np.zeros((64, 64, 64), dtype=np.uint8)
+    lobes[26:38, 26:38, 26:38] = 3
+    settings = SETTINGS.model_copy(update={"crop_size_zyx": (48, 48, 48), "scale_range": (2.0, 2.0)})
+    volumes = [float(crop(settings, item(lobes, position))[1][0, 3].sum()) for position in range(12)]
+    assert np.median(volumes) == pytest.approx(2**3 * 12**3, rel=0.1)
+
+
+def test_crops_depend_on_seed_and_position_alone() -> None:
+    scan = item(blocks(), 5)
+    first, again = crop(SETTINGS, scan), crop(SETTINGS, scan)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], crop(SETTINGS, replace(scan, position=6))[0])

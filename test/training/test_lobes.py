@@ -1,0 +1,141 @@
+"""The stage that learns lobes, and what the model directory gets of it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from algorithm.errors import InputError
+from algorithm.model import find_model
+from algorithm.segmenter import LesionSegmenter
+from training.cases import of_split, read_table
+from training.lobe_dice import compare_lobes
+from training.lobes import lobe_terms, measure_dice
+from training.run import LOBES as STAGE
+from training.settings import TrainingConfig
+from training.stages import Run, execute
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms: Path, tiny_config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(phantoms, tmp_path_factory.mktemp("lobes"), tiny_config, device="cpu")
+    execute(run, STAGE)
+    return run
+
+
+def test_loss_of_a_perfect_and_of_an_even_guess() -> None:
+    target = torch.nn.functional.one_hot(torch.arange(6).repeat(1, 8, 8, 1), 6).permute(0, 4, 1, 2, 3).float()
+    perfect = lobe_terms(100 * target, target)
+    assert float(perfect["cross_entropy"][1]) == pytest.approx(0, abs=1e-6)
+    assert float(perfect["dice"][1]) == pytest.approx(0, abs=1e-6)
+    even = lobe_terms(torch.zeros_like(target), target)
+    assert float(even["cross_entropy"][1]) == pytest.approx(math.log(6))
+    # 64 of 384 voxels are a lobe's: twice 64 / 6 over 64 and 384 / 6, 1 added above and below
+    assert float(even["dice"][1]) == pytest.approx(1 - (2 * 64 / 6 + 1) / (64 + 64 + 1))
+
+
+def test_a_lobe_outside_the_crop_costs_nothing() -> None:
+    target = torch.zeros(1, 6, 8, 8, 8)
+    target[:, 0] = 1
+    assert float(lobe_terms(100 * target, target)["dice"][1]) == pytest.approx(0, abs=1e-6)
+
+
+def test_stage_learns_from_the_training_cases_and_judges_by_the_validation_cases(trained: Run) -> None:
+    results = trained.record("lobes")["results"]
+    assert results["training_cases"] == 3 and results["validation_cases"] == 1
+    assert set(results["validation"]) == {"dice", "lul", "lll", "rul", "rll", "rml"}
+    names = {path.name for path in (trained.folder("lobes") / "cache").iterdir()}
+    assert names == {case.name for case in read_table(trained.data) if case.split != "test"}
+    log = pd.read_csv(trained.folder("lobes") / "log.csv")
+    assert list(log.columns) == ["step", "loss", "cross_entropy", "dice"]
+    assert log["loss"].iloc[-1] < log["loss"].iloc[0]
+
+
+def test_needs_training_cases(trained: Run, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(trained.data, data)
+    table = (data / "cases.csv").read_text()
+    (data / "cases.csv").write_text(table.replace(",train\n", ",test\n"))
+    with pytest.raises(InputError, match="no case with split train"):
+        execute(replace(trained, data=data, directory=tmp_path / "run"), STAGE)
+
+
+def test_validation_is_not_needed(trained: Run, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(trained.data, data)
+    table = (data / "cases.csv").read_text()
+    (data / "cases.csv").write_text(table.replace(",validation\n", ",test\n"))
+    run = replace(trained, data=data, directory=tmp_path / "run")
+    execute(run, STAGE)
+    assert run.record("lobes")["results"]["validation"] == {}
+
+
+class Perfect(torch.nn.Module):
+    """Reads the label off an image that is the label."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return 10 * (image.round() == torch.arange(6.0).view(1, 6, 1, 1, 1)).float()
+
+
+def test_measure_dice(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import lobes
+    from training.lobe_scans import LobeScan, LobeScanItem, read_lobe_scan
+
+    def labels_as_image(scan: LobeScan) -> LobeScanItem:
+        item = read_lobe_scan(scan)
+        return LobeScanItem(item.lobes.half(), item.lobes, 0)
+
+    monkeypatch.setattr(lobes, "read_lobe_scan", labels_as_image)
+    cases, cache = of_split(read_table(trained.data), "train"), trained.folder("lobes") / "cache"
+    dices = measure_dice(Perfect(), [LobeScan(case.name, cache) for case in cases], torch.device("cpu"))
+    assert dices == dict.fromkeys(("dice", "lul", "lll", "rul", "rll", "rml"), 1.0)
+
+
+def test_interrupted_training_goes_on_to_the_same_result(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import loop
+
+    saved = loop._save_checkpoint
+
+    def killed(*arguments: Any) -> None:
+        saved(*arguments)
+        raise KeyboardInterrupt
+
+    run = replace(trained, directory=tmp_path)
+    monkeypatch.setattr(loop, "_save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, STAGE)
+    monkeypatch.setattr(loop, "_save_checkpoint", saved)
+    execute(run, STAGE)
+    one, other = (torch.load(r.folder("lobes") / "checkpoint.pt")["network"] for r in (trained, run))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_compare_lobes(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segmenter that finds the very lobes of the case scores 1 and changes no percentage."""
+    from algorithm.lobe_segmenter import FoundLobes
+    from training import lobe_dice
+    from training.cases import read_scan
+
+    case = of_split(read_table(trained.data), "test")[0]
+    segmenter = LesionSegmenter.from_directory(find_model(), device="cpu")
+    lobes = read_scan(case).lobes
+    monkeypatch.setattr(segmenter, "find_lobes", lambda ct: FoundLobes(lobes, "model", {}, ["one", "two"]))
+    table = compare_lobes(segmenter, trained.data, tmp_path, split="test", with_lesions=True)
+    assert table[["lungs", "lul", "lll", "rul", "rll", "rml"]].to_numpy().tolist() == [[1.0] * 6]
+    assert table["lul_percent_found"].tolist() == table["lul_percent_given"].tolist()
+    assert table["warnings"].tolist() == ["one; two"]
+    assert {path.name for path in tmp_path.iterdir()} == {"lobes.csv", "summary.md", f"{case.name}.png"}
+    assert "| lungs | 1 | 1.0000 | 1.0000 | - |" in (tmp_path / "summary.md").read_text()
+    assert "| rml | 1 | 1.0000 | 1.0000 | 0.00 |" in (tmp_path / "summary.md").read_text()
+    with pytest.raises(InputError, match="no case with split train"):
+        monkeypatch.setattr(lobe_dice, "read_table", lambda data: [case])
+        compare_lobes(segmenter, trained.data, tmp_path, split="train", with_lesions=False)
