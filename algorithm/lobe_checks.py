@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from algorithm.errors import InputError
 from algorithm.images import Volume
-from algorithm.lobes import LEFT, LOBES, RIGHT
+from algorithm.lobes import LEFT, LOBES, RIGHT, lobe_volumes_ml
 
 SMALLEST_LUNGS_ML = 300.0
 SMALLEST_AERATED_ML = 100.0
@@ -55,10 +52,10 @@ def what_is_implausible(labels: Volume, confidence: dict[int, float]) -> list[st
         A sentence for each lung or lobe of an implausible size or little confidence, and for each side on which the
         scan ends within the lungs.
     """
-    ml = np.bincount(labels.array.ravel(), minlength=len(LOBES) + 1) * labels.geometry.voxel_ml
+    ml = lobe_volumes_ml(labels)
     doubts = []
     for name, side in (("left", LEFT), ("right", RIGHT)):
-        lung_ml = float(sum(ml[label] for label in side))
+        lung_ml = sum(ml[label] for label in side)
         if not LUNG_ML[0] <= lung_ml <= LUNG_ML[1]:
             expected = f"expected {LUNG_ML[0]:.0f} to {LUNG_ML[1]:.0f}"
             doubts.append(f"the {name} lung that was found has {lung_ml:.0f} ml, {expected}: check the lobes")
@@ -80,11 +77,11 @@ def what_is_implausible(labels: Volume, confidence: dict[int, float]) -> list[st
     return doubts
 
 
-def _share_of_lung(ml: NDArray[np.floating], label: int) -> float | None:
+def _share_of_lung(ml: dict[int, float], label: int) -> float | None:
     """Share of a lobe's lung that is this lobe; None where there is no lung."""
     side = LEFT if label in LEFT else RIGHT
-    lung_ml = float(sum(ml[other] for other in side))
-    return float(ml[label]) / lung_ml if lung_ml > 0 else None
+    lung_ml = sum(ml[other] for other in side)
+    return ml[label] / lung_ml if lung_ml > 0 else None
 
 
 def _where_cut(labels: Volume) -> list[str]:

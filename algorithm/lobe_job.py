@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from algorithm import __version__
 from algorithm.images import Volume, write_labels
 from algorithm.lobe_segmenter import FoundLobes
-from algorithm.lobes import LEFT, LOBES, RIGHT
+from algorithm.lobes import LEFT, LOBES, RIGHT, lobe_volumes_ml
 from algorithm.overview import draw_slice, lobe_handles, parts_of
 from algorithm.report import FoundLobe, LobesReport
 from algorithm.segmenter import LesionSegmenter
@@ -43,7 +43,7 @@ def write_lobes(segmenter: LesionSegmenter, ct: Volume, folder: Path) -> LobesRe
 
 def lobes_report(found: FoundLobes, *, seconds: float) -> LobesReport:
     """Volume of each lobe, and what is implausible."""
-    ml = np.bincount(found.labels.array.ravel(), minlength=len(LOBES) + 1) * found.labels.geometry.voxel_ml
+    ml = lobe_volumes_ml(found.labels)
     return LobesReport(
         algorithm_version=__version__,
         source="lungmask" if found.source == "lungmask" else "model",
@@ -51,12 +51,12 @@ def lobes_report(found: FoundLobes, *, seconds: float) -> LobesReport:
             FoundLobe(
                 name=lobe.name,
                 label=lobe.label,
-                volume_ml=float(ml[lobe.label]),
+                volume_ml=ml[lobe.label],
                 confidence=found.confidence.get(lobe.label),
             )
             for lobe in LOBES
         ],
-        lungs_ml=float(ml[1:].sum()),
+        lungs_ml=sum(ml.values()),
         warnings=found.warnings,
         seconds=seconds,
     )

@@ -32,6 +32,11 @@ LEFT, RIGHT = (1, 2), (3, 4, 5)
 NUMBERING = ", ".join(f"{lobe.label} {lobe.name}" for lobe in LOBES)
 
 
+def lobe_volumes_ml(lobes: Volume) -> dict[int, float]:
+    """Volume of each lobe by label, 0 where it is absent."""
+    return {lobe.label: np.count_nonzero(lobes.array == lobe.label) * lobes.geometry.voxel_ml for lobe in LOBES}
+
+
 def check_lobes(lobes: Volume, ct: Volume) -> Volume:
     """Check a lobe mask against its CT; a lobe may be absent.
 
