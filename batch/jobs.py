@@ -13,8 +13,9 @@ from typing import Any
 from batch.cases import LOBES_SLUG
 from batch.connection import Algorithm, Connection
 from batch.errors import InputError, PlatformError
+from batch.integrity import require_whole
 from batch.manifest import STARTING, SUCCEEDED, TEMPORARY, UPLOADING, CaseRecord, Manifest
-from batch.results import FILE_NAMES, read_case_file, require_whole, write_case_file
+from batch.results import FILE_NAMES, read_case_file, write_case_file
 from batch.scans import convert
 
 MOST_ACTIVE_JOBS = 16  # the platform's limit for one user
