@@ -9,14 +9,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from batch.cases import sha256
+from batch.cases import LOBES_SLUG, sha256
 
 CASE_FILE = "case.json"
 LESIONS_FILE = "lesions.mha"
 SEVERITY_FILE = "severity.json"
+LOBES_FILE = "lobes.mha"
 LESIONS_SLUG = "covid-19-lesion-segmentation"
 SEVERITY_SLUG = "covid-19-severity"
-FILE_NAMES = {LESIONS_SLUG: LESIONS_FILE, SEVERITY_SLUG: SEVERITY_FILE}
+FILE_NAMES = {LESIONS_SLUG: LESIONS_FILE, SEVERITY_SLUG: SEVERITY_FILE, LOBES_SLUG: LOBES_FILE}
 """What outputs are called in a case's folder; others keep the path that the platform gives them."""
 
 
