@@ -212,7 +212,8 @@ class Batch:
         Raises:
             NotYetError: that cannot be told yet.
         """
-        known = self.manifest.jobs()
+        cases = self.manifest.cases.values()
+        known = self.manifest.jobs() - {other.job for other in cases if other.inputs == record.inputs}
         lookup = self.connection.find_job(algorithm, attempt=str(record.attempt), images=record.images, known=known)
         if lookup.job is not None:
             record.job, record.status = str(lookup.job.pk), lookup.job.status

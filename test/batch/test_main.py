@@ -79,6 +79,17 @@ def test_a_result_that_exists_already_is_fetched(command, account, tmp_path, pla
     assert (tmp_path / "out" / "one" / "severity.json").is_file()
 
 
+def test_two_items_with_one_image_share_its_result(command, account, tmp_path) -> None:
+    """The platform refuses a second job for the same image."""
+    images = {"ct-image": account.add_image("a.mha", b"")}
+    account.archives = {"cohort": [{"title": title, "images": images} for title in ("one", "two")]}
+    outcome = command("run", "--archive", "cohort", scans=False)
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert len(account.jobs) == 1
+    assert {record.job for record in Manifest.load(tmp_path / "out").cases.values()} == {"job-1"}
+    assert (tmp_path / "out" / "two" / "severity.json").is_file()
+
+
 def test_run_lists_failures_and_fails(command, write_cases, account) -> None:
     write_cases(["a", "b"])
     account.endings = {"a": "Cancelled"}
