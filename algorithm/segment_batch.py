@@ -99,7 +99,7 @@ def segment_cases(
         tell: told a line for each case, with the time left.
 
     Returns:
-        What went wrong, by case.
+        What went wrong, by case; with those that other runs left in the folder without a usable report.
 
     Raises:
         InputError: the folder cannot be written, or another process is working on it.
@@ -119,36 +119,40 @@ def segment_cases(
                 if writing is not None:
                     writing.result()  # no more than one case waits to be written
                 writing = writer.submit(_write, case, out / case.name, loaded, segmentation, draw, progress)
-    write_table(out)
-    return progress.failures
+    return progress.failures | write_table(out)
 
 
-def write_table(out: Path) -> None:
+def write_table(out: Path) -> dict[str, str]:
     """Write severity.csv of all cases in a folder, wherever they were computed.
 
     Args:
         out: has a folder with severity.json for each case.
 
-    Raises:
-        InputError: a severity.json is not what it should be.
+    Returns:
+        What is wrong with those that are left out, by case.
     """
+    problems: dict[str, str] = {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for path in sorted(out.glob(f"[!.]*/{SEVERITY_FILE}")):
+        case = path.parent.name
         try:
             severity = _Severity.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise InputError(f"{path}: got no report of severity, expected what `segment` writes; delete it") from error
+        except ValidationError:
+            problems[case] = f"{path}: got no report of severity, expected what `segment` writes; delete it"
+            continue
         if [lobe.label for lobe in severity.lobes] != [lobe.label for lobe in LOBES]:
-            raise InputError(f"{path}: got other lobes than {', '.join(lobe.key for lobe in LOBES)}; delete it")
+            problems[case] = f"{path}: got other lobes than {', '.join(lobe.key for lobe in LOBES)}; delete it"
+            continue
         cells: list[str | int | None] = []
         for lobe in severity.lobes:
             cells += ["" if lobe.percent is None else f"{lobe.percent:.3f}", lobe.score]
-        writer.writerow([path.parent.name, *cells, severity.total_score])
+        writer.writerow([case, *cells, severity.total_score])
     partial = out / f".{TABLE_FILE}.partial"
     partial.write_text(text.getvalue(), encoding="utf-8", newline="")
     partial.replace(out / TABLE_FILE)
+    return problems
 
 
 @dataclass(frozen=True)

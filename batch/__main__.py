@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from batch.cases import find_cases
+from batch.cases import find_cases, shortened
 from batch.cohort import PICTURE_FILE, TABLE_FILE, collect
 from batch.errors import InputError, PlatformError, TokenRefusedError, without_queries
 from batch.manifest import HERE, Manifest, only_process
+from batch.results import SEVERITY_FILE
 from batch.scans import convert
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def _log_to_stdout() -> None:
     """Run the uploaded algorithm over many scans on grand-challenge.org."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
     logging.getLogger("batch").setLevel(logging.INFO)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_hide_signatures)
+    for filterer in (*logging.getLogger().handlers, logging.getLogger("httpx._client")):
+        filterer.addFilter(_hide_signatures)  # httpx has a handler of its own where HTTPX_LOG_LEVEL is set
 
 
 @app.command()
@@ -69,7 +70,10 @@ def run(
             if scans is None:
                 raise InputError("got --dry-run with --archive, of which nothing would be sent; expected --scans")
             manifest.plan(find_cases(scans, lobes), out)
-            Console().print(_sendings(manifest))
+            table, unusable = _sendings(manifest)
+            Console().print(table)
+            if unusable:
+                raise InputError(f"{unusable} of {len(manifest.cases)} cases cannot be sent; see above")
             return
         cases = find_cases(scans, lobes) if scans else []
         with _connect(platform) as connection, only_process(out):
@@ -142,8 +146,11 @@ def _complete(manifest: Manifest, out: Path, connection: Connection) -> None:
 
 def _finish(manifest: Manifest, out: Path, *, complete: bool) -> None:
     """Collect the results; then fail if a case failed or, where all should be complete, is not finished."""
-    collect(out)
+    reported = collect(out)
     records = manifest.cases.values()
+    unreported = [name for name, record in manifest.cases.items() if record.is_finished and name not in reported]
+    if unreported:
+        print(f"Warning: no {SEVERITY_FILE} and so no row in {TABLE_FILE}: {shortened(unreported)}")
     images = {record.algorithm_image for record in records if record.algorithm_image}
     if len(images) > 1:
         print(f"Warning: {len(images)} versions of the algorithm made these results; see manifest.json for which")
@@ -162,8 +169,9 @@ def _table(manifest: Manifest) -> Table:
     return table
 
 
-def _sendings(manifest: Manifest) -> Table:
-    """What would be sent: each file after conversion, with its size; or why it cannot be."""
+def _sendings(manifest: Manifest) -> tuple[Table, int]:
+    """What would be sent: each file after conversion, with its size, or why it cannot be; and how many cannot be."""
+    unusable = 0
     table = Table(
         "case", "status", "socket", "file sent", "MB", "error", title=f"{manifest.algorithm}: nothing is sent"
     )
@@ -178,9 +186,10 @@ def _sendings(manifest: Manifest) -> Table:
                     table.add_row(name, record.status, slug, f"{name}_*_{slug}.mha", megabytes, "")
         except (InputError, OSError) as error:
             table.add_row(name, record.status, "", "", "", str(error))
+            unusable += 1
     here = sum(record.status == HERE for record in manifest.cases.values())
     table.caption = f"{here} cases computed here" if here else None
-    return table
+    return table, unusable
 
 
 def _hide_signatures(record: logging.LogRecord) -> bool:

@@ -44,7 +44,7 @@ def find_cases(scans: Path, lobes: Path | None) -> list[Case]:
     Args:
         scans: a folder with `<case>.mha`, `<case>.nii.gz` or a DICOM folder `<case>` for each case; or a table (.csv)
             with the columns case, ct and, if there are lobes, lobes; its paths are relative to the table.
-        lobes: folder with a lobe mask for each case; None for none, or for those of the table.
+        lobes: folder with a lobe mask for each case, and maybe for others; None for none, or for those of the table.
 
     Raises:
         InputError: there are no scans, or a scan or mask is missing, or two have the same name.
@@ -61,6 +61,8 @@ def find_cases(scans: Path, lobes: Path | None) -> list[Case]:
         cases = [Case(name, {slug: files[name] for slug, files in by_slug.items()}, {}) for name in by_slug[SCAN_SLUG]]
     for case in cases:
         require_usable_name(case.name)
+        for slug, path in case.files.items():
+            _require_usable_file(path, may_be_folder=slug == SCAN_SLUG)
     return sorted(cases, key=lambda case: case.name)
 
 
@@ -75,6 +77,12 @@ def require_usable_name(name: str) -> None:
             f'got the case name {name!r}, expected 1 to {LONGEST_NAME} characters without / \\ : " and no dot in '
             "front; rename the case"
         )
+
+
+def _require_usable_file(path: Path, *, may_be_folder: bool) -> None:
+    if not (may_be_folder if path.is_dir() else path.name.lower().endswith(SUFFIXES)):
+        wanted = ", ".join(SUFFIXES) + (" or a DICOM folder" if may_be_folder else "")
+        raise InputError(f"{path}: got no kind of file that can be sent, expected {wanted}; convert it")
 
 
 def sha256(path: Path) -> str:
@@ -130,10 +138,10 @@ def _case_name(path: Path, *, folders: bool) -> str | None:
 
 
 def _require_partners(by_slug: Mapping[str, Mapping[str, Path]], *, scans: Path, lobes: Path) -> None:
-    alone = by_slug[SCAN_SLUG].keys() ^ by_slug[LOBES_SLUG].keys()
+    alone = by_slug[SCAN_SLUG].keys() - by_slug[LOBES_SLUG].keys()
     if alone:
         raise InputError(
-            f"{scans} and {lobes}: got {len(alone)} files without a partner of the same name ({shortened(alone)}), "
+            f"{scans} and {lobes}: got {len(alone)} scans without a mask of the same name ({shortened(alone)}), "
             "expected one lobe mask a scan"
         )
 
@@ -151,9 +159,10 @@ def _read_table(path: Path) -> list[Case]:
     slugs = {"ct": SCAN_SLUG} | ({"lobes": LOBES_SLUG} if "lobes" in columns else {})
     cases: dict[str, Case] = {}
     for number, row in enumerate(rows, start=2):
-        files = {slug: path.parent / (row[column] or "") for column, slug in slugs.items()}
+        files = {slug: path.parent / row[column] for column, slug in slugs.items() if row[column]}
         name = row["case"] or ""
-        missing = [column for column, slug in slugs.items() if not row[column] or not files[slug].exists()]
+        missing = [column for column, slug in slugs.items() if slug in files and not files[slug].exists()]
+        missing += [] if row["ct"] else ["ct"]
         if missing:
             raise InputError(f"{path}, line {number}: got no file for {', '.join(missing)} of case {name!r}; mend it")
         if name in cases:

@@ -55,12 +55,20 @@ def collect(folder: Path) -> dict[str, Severity]:
         The severity by case; without any, nothing is written.
 
     Raises:
-        InputError: a severity.json is not what it should be.
+        InputError: a severity.json is not what it should be; the others are written nevertheless.
     """
-    cases = {path.parent.name: _read(path) for path in sorted(folder.glob(f"[!.]*/{SEVERITY_FILE}"))}
+    cases: dict[str, Severity] = {}
+    damaged: list[InputError] = []
+    for path in sorted(folder.glob(f"[!.]*/{SEVERITY_FILE}")):
+        try:
+            cases[path.parent.name] = _read(path)
+        except InputError as error:
+            damaged.append(error)
     if cases:
         write_whole(folder / TABLE_FILE, _table(cases).encode())
         write_whole(folder / PICTURE_FILE, _picture(cases))
+    if damaged:
+        raise damaged[0]
     return cases
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -63,13 +65,13 @@ class Connection:
         Raises:
             InputError: the token is missing, or the platform refuses or does not answer.
         """
-        if not os.environ.get(TOKEN_VARIABLE):
-            raise InputError(f"{TOKEN_VARIABLE}: not set; export a token from your profile on the platform")
+        _require_token()
         self._repeated_codes: type[SelectiveBackoffStrategy] = SelectiveBackoffStrategy
         try:
-            self._client = gcapi.Client(base_url=url, retry_strategy=self._retry_strategy)
+            self._client = self._open(url)
         except UnsupportedVersionError as error:
-            raise InputError(f"{url}: this gcapi is too old for the platform: {describe(error)}") from error
+            reason = str(error).partition(" Upgrade via")[0]  # what follows is a template that gcapi does not fill in
+            raise InputError(f"{url}: gcapi is too old for the platform: {reason} Update this program") from error
         except _FAILURES as error:
             raise InputError(f"{url}: no connection: {describe(error)}") from error
 
@@ -185,6 +187,18 @@ class Connection:
             raise InputError(f"archive {slug}: got no items that you can see, expected at least one")
         return sorted(cases.values(), key=lambda case: case.name)
 
+    def _open(self, url: str) -> gcapi.Client:
+        """A client; the question for the version, which gcapi asks once, is repeated as all others are."""
+        waits = self._retry_strategy()
+        while True:
+            try:
+                return gcapi.Client(base_url=url, retry_strategy=self._retry_strategy)
+            except httpx.HTTPStatusError as error:
+                delay_s = waits.get_delay(error.response)
+                if delay_s is None:
+                    raise
+                time.sleep(delay_s)
+
     def _retry_strategy(self) -> SelectiveBackoffStrategy:
         return self._repeated_codes(backoff_factor=FIRST_DELAY_S, maximum_number_of_retries=MOST_REPEATS)
 
@@ -202,6 +216,18 @@ def describe(error: Exception) -> str:
     response = getattr(error, "response", None)
     text = f"{type(error).__name__}: {error}" if response is None else f"HTTP {response.status_code}: {response.text}"
     return without_queries(" ".join(text.split()))[:300]
+
+
+def _require_token() -> None:
+    """Check the token's form, for a library's complaint about a header would show the token."""
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token:
+        raise InputError(f"{TOKEN_VARIABLE}: not set; export a token from your profile on the platform")
+    if not re.fullmatch(r"\s*([!-~]+ +)?[!-~]+\s*", token):  # a word may stand before it
+        raise InputError(
+            f"{TOKEN_VARIABLE}: got what is no token (it is not shown here), expected one word without line breaks or "
+            "special characters; copy it again from your profile on the platform"
+        )
 
 
 @contextmanager

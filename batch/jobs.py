@@ -13,8 +13,9 @@ from typing import Any
 from batch.cases import LOBES_SLUG
 from batch.connection import Algorithm, Connection
 from batch.errors import InputError, PlatformError
+from batch.integrity import require_whole
 from batch.manifest import STARTING, SUCCEEDED, TEMPORARY, UPLOADING, CaseRecord, Manifest
-from batch.results import FILE_NAMES, read_case_file, require_whole, write_case_file
+from batch.results import CASE_FILE, FILE_NAMES, read_case_file, write_case_file
 from batch.scans import convert
 
 MOST_ACTIVE_JOBS = 16  # the platform's limit for one user
@@ -119,7 +120,7 @@ class Batch:
     def _check_algorithm(self, names: Iterable[str]) -> Algorithm:
         slug = self.manifest.algorithm
         try:
-            algorithm = self.connection.algorithm(slug)
+            algorithm = self._ask_for_algorithm(slug)
         except PlatformError as error:
             cure = "; take the slug from its web address" if error.status_code == 404 else ""
             raise InputError(f"algorithm {slug}: {error}{cure}") from error
@@ -133,6 +134,17 @@ class Batch:
                     f"{wanted}{hint}"
                 )
         return algorithm
+
+    def _ask_for_algorithm(self, slug: str) -> Algorithm:
+        for _ in range(MOST_TRIES - 1):
+            try:
+                return self.connection.algorithm(slug)
+            except PlatformError as error:
+                if error.is_refusal:
+                    raise
+                log.warning("algorithm %s: no answer, tried again: %s", slug, error)
+                self._sleep(FIRST_DELAY_S)
+        return self.connection.algorithm(slug)
 
     def _start(self, algorithm: Algorithm, pending: list[str]) -> int:
         """Start cases from the head of the list, and take them off it, until no more jobs may be active.
@@ -200,7 +212,8 @@ class Batch:
         Raises:
             NotYetError: that cannot be told yet.
         """
-        known = self.manifest.jobs()
+        cases = self.manifest.cases.values()
+        known = self.manifest.jobs() - {other.job for other in cases if other.inputs == record.inputs}
         lookup = self.connection.find_job(algorithm, attempt=str(record.attempt), images=record.images, known=known)
         if lookup.job is not None:
             record.job, record.status = str(lookup.job.pk), lookup.job.status
@@ -252,7 +265,7 @@ class Batch:
         else:
             with TemporaryDirectory(dir=self.folder, prefix=TEMPORARY) as temporary:
                 target = Path(temporary, "whole")
-                for value in job.outputs:
+                for value in sorted(job.outputs, key=lambda value: value.interface.slug not in FILE_NAMES):
                     self._download(value, Path(temporary, "loading", str(value.pk)), target)
                 outputs = write_case_file(target, computed=str(record.job), inputs=record.inputs)
                 target.rename(place)
@@ -266,7 +279,10 @@ class Batch:
         for path in files:
             require_whole(path)
             known = FILE_NAMES.get(value.interface.slug) if len(files) == 1 else None
-            final = target / (known or path.relative_to(loading))
+            name = known or path.relative_to(loading)
+            final = target / name
+            if final.exists() or final == target / CASE_FILE:  # the name of a file that is ours
+                final = target / value.interface.slug / name
             final.parent.mkdir(parents=True, exist_ok=True)
             path.rename(final)
 

@@ -17,9 +17,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from batch.cases import LOBES_SLUG, SCAN_SLUG, visible_files
 from batch.errors import InputError
+from batch.integrity import require_whole
 
 HIGHEST_LABEL = 5
 _AIR_HU = (-1024, -500)
@@ -70,6 +72,10 @@ def _read(path: Path) -> sitk.Image:
     """A three-dimensional scalar image."""
     if path.is_dir():
         return _read_series(path)
+    try:
+        require_whole(path)
+    except InputError as error:
+        raise InputError(f"{path}: cannot be read ({error}); copy or export it again") from error
     try:
         image: sitk.Image = sitk.ReadImage(str(path), imageIO=_IMAGE_IO[path.suffix.lower()])
     except RuntimeError as error:
@@ -161,11 +167,16 @@ def _read_series(folder: Path) -> sitk.Image:
 
 def _read_header(path: Path) -> Dataset | None:
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        for _ in header.iterall():  # values are parsed when they are first looked at
+            pass
+        return None if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage else header
     except InvalidDicomError as error:
         if path.suffix.lower() == ".dcm":
             raise InputError(f"{path}: damaged or no DICOM file; copy it again or take it out") from error
         return None
+    except Exception as error:  # pydicom raises whatever damaged bytes lead it to
+        raise InputError(f"{path}: damaged DICOM header ({' '.join(str(error).split())}); copy it again") from error
 
 
 def _require_one_ct_series(folder: Path, headers: dict[Path, Dataset]) -> None:
@@ -178,7 +189,7 @@ def _require_one_ct_series(folder: Path, headers: dict[Path, Dataset]) -> None:
     if len(series) > 1:
         raise InputError(f"{folder}: got {len(series)} series, expected one; put one series in the folder")
     for path, header in headers.items():
-        if "LOCALIZER" in header.get("ImageType", ()):
+        if "LOCALIZER" in (header.get("ImageType") or ()):
             raise InputError(f"{path}: got a localiser, expected axial slices; take it out of the folder")
         if int(header.get("NumberOfFrames") or 1) > 1:
             raise InputError(f"{path}: got several frames in a file, expected one slice a file; export it so")

@@ -265,14 +265,18 @@ def test_results_of_the_platform_are_done(run, segmenter, tmp_path, scans) -> No
     assert run(["a"])[0] == ["1/1 a: done before"]
 
 
-def test_refuses_a_damaged_report(tmp_path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "severity.json").write_text("{}")
-    with pytest.raises(InputError, match=r"a/severity\.json: got no report of severity"):
-        write_table(tmp_path)
-    (tmp_path / "a" / "severity.json").write_text('{"lobes": [], "total_score": null}')
-    with pytest.raises(InputError, match="got other lobes than lul, lll, rul, rll, rml"):
-        write_table(tmp_path)
+def test_a_damaged_report_fails_its_case_alone(run, tmp_path) -> None:
+    report = tmp_path / "out" / "other" / "severity.json"
+    report.parent.mkdir(parents=True)
+    report.write_text("{}")
+    _, failures = run(["a"])
+    assert failures == {"other": f"{report}: got no report of severity, expected what `segment` writes; delete it"}
+    table = (tmp_path / "out" / "severity.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in table] == ["case", "a"]
+    report.write_text('{"lobes": [], "total_score": null}')
+    assert write_table(tmp_path / "out") == {
+        "other": f"{report}: got other lobes than lul, lll, rul, rll, rml; delete it"
+    }
 
 
 def test_a_folder_is_hashed_by_its_contents_alone(tmp_path) -> None:

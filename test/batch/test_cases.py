@@ -55,8 +55,10 @@ def test_other_files_are_left_alone_and_named(write_cases, inputs, caplog) -> No
 def test_refuses_files_without_a_partner(write_cases, inputs) -> None:
     write_cases(["a", "b"])
     (inputs["lobes"] / "b.mha").rename(inputs["lobes"] / "c.mha")
-    with pytest.raises(InputError, match=r"got 2 files without a partner of the same name \(b, c\)"):
+    with pytest.raises(InputError, match=r"got 1 scans without a mask of the same name \(b\), expected one lobe mask"):
         find_cases(**inputs)
+    (inputs["scans"] / "b.mha").unlink()
+    assert [case.name for case in find_cases(**inputs)] == ["a"]  # a part of the scans, beside the masks of all
 
 
 def test_refuses_two_files_of_one_case(inputs) -> None:
@@ -93,6 +95,13 @@ def test_reads_a_table(tmp_path) -> None:
     assert second.files == {"ct-image": tmp_path / "sub/1.mha", "pulmonary-lobes": tmp_path / "1.nii.gz"}
 
 
+def test_a_table_may_have_no_lobes_for_some_cases(tmp_path) -> None:
+    (tmp_path / "1.mha").write_text("")
+    (tmp_path / "cases.csv").write_text("case,ct,lobes\na,1.mha,1.mha\nb,1.mha,\n")
+    with_lobes, without = find_cases(tmp_path / "cases.csv", None)
+    assert (with_lobes.files.keys(), without.files.keys()) == ({"ct-image", "pulmonary-lobes"}, {"ct-image"})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -100,7 +109,10 @@ def test_reads_a_table(tmp_path) -> None:
         ("case,ct\n", "got 0 rows"),
         ("", "got 0 rows with the columns none"),
         ("case,ct\na,none.mha\n", r"line 2: got no file for ct of case 'a'"),
-        ("case,ct,lobes\na,cases.csv,\n", r"line 2: got no file for lobes of case 'a'"),
+        ("case,ct,lobes\na,cases.csv,none.mha\n", r"line 2: got no file for lobes of case 'a'"),
+        ("case,ct,lobes\na,,cases.csv\n", r"line 2: got no file for ct of case 'a'"),
+        ("case,ct\na,cases.csv\n", r"cases\.csv: got no kind of file that can be sent, expected \.mha, .* or a DICOM"),
+        ("case,ct,lobes\na,.,.\n", r"got no kind of file that can be sent, expected \.mha, \.nii\.gz, \.nii; convert"),
         ("case,ct\na,cases.csv\na,cases.csv\n", "line 3: got the case 'a' twice"),
     ],
 )

@@ -60,8 +60,11 @@ def test_no_results_write_nothing(tmp_path) -> None:
 def test_refuses_a_damaged_report(tmp_path) -> None:
     write_severity(tmp_path / "a", [1.0] * 5, [1] * 5, 5)
     (tmp_path / "a" / "severity.json").write_text('{"lobes": 1}')
+    write_severity(tmp_path / "b", [1.0] * 5, [1] * 5, 5)
     with pytest.raises(InputError, match=r"a/severity\.json: got .*, expected a report of severity"):
         collect(tmp_path)
+    table = (tmp_path / "severity.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in table] == ["case", "b"]  # the others are there
     (tmp_path / "a" / "severity.json").write_text('{"lobes": [], "total_score": null}')
     with pytest.raises(InputError, match="got other lobes than lul, lll, rul, rll, rml"):
         collect(tmp_path)

@@ -13,6 +13,37 @@ def test_needs_a_token(monkeypatch) -> None:
         Connection("https://127.0.0.1:1/api/v1/")
 
 
+@pytest.mark.parametrize("token", ["sec\nret", "sec\tret", "s\u00e9cret", "sec ret more", " ", "\n"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(platform, account, monkeypatch, caplog, token) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
+    with pytest.raises(InputError, match="GRAND_CHALLENGE_AUTHORIZATION: got what is no token") as caught:
+        Connection(platform.url)
+    assert "cret" not in str(caught.value) + caplog.text and "ret more" not in str(caught.value)
+    assert account.requests == []
+
+
+@pytest.mark.parametrize("token", ["token-of-the-tests\n", "Bearer token-of-the-tests", "  token-of-the-tests "])
+def test_takes_a_token_as_it_is_copied(platform, account, monkeypatch, token) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
+    with Connection(platform.url) as connection:
+        assert connection.algorithm("covid-lesions").pk == "algorithm-1"
+
+
+def test_asks_again_for_the_version_as_the_platform_wishes(platform, monkeypatch) -> None:
+    waits: list[float] = []
+    answers = [httpx.Response(429, headers={"Retry-After": "3"}), httpx.Response(502), None]
+
+    def answer(**_: object) -> None:
+        if response := answers.pop(0):
+            raise httpx.HTTPStatusError("", request=httpx.Request("GET", platform.url), response=response)
+
+    monkeypatch.setattr("gcapi.client.check_version", answer)
+    monkeypatch.setattr("batch.connection.time.sleep", waits.append)
+    monkeypatch.setenv(TOKEN_VARIABLE, "secret")
+    Connection(platform.url).__exit__()
+    assert answers == [] and waits == [3.0, 0.001]
+
+
 def test_refuses_a_platform_that_does_not_answer(monkeypatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "secret")
     with pytest.raises(InputError, match="no connection: ConnectError") as caught:
@@ -30,7 +61,7 @@ def test_refuses_a_certificate_that_nobody_vouches_for(platform, monkeypatch) ->
 def test_refuses_a_platform_that_is_too_new(platform, monkeypatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "secret")
     platform.lowest_version = "99.0"
-    with pytest.raises(InputError, match=r"this gcapi is too old for the platform: .* only supports 99\.0 or newer"):
+    with pytest.raises(InputError, match=r"gcapi is too old .* only supports 99\.0 or newer\. Update this program$"):
         Connection(platform.url)
 
 

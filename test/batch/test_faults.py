@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-
 import pytest
 
 from batch.errors import InputError, TokenRefusedError
@@ -19,6 +16,10 @@ UPLOADS = "/api/v1/uploads/"
     ("method", "path", "what", "times"),
     [
         ("POST", UPLOADS, "refuse", 3),
+        ("POST", UPLOADS, "refuse", 12),  # more than the client repeats by itself
+        ("PUT", "/s3/", "refuse", 12),
+        ("GET", JOBS, "refuse", 12),
+        ("GET", "/signed/", "refuse", 12),
         ("PATCH", UPLOADS, "refuse", 3),
         ("GET", JOBS, "refuse", 3),
         ("POST", JOBS, "refuse", 2),
@@ -70,6 +71,24 @@ def test_no_room_is_waited_for_without_another_upload(write_cases, open_batch, a
     require_home(batch, NAMES)
     assert account.uploaded_cases() == NAMES
     assert account.peak == 1
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_full_quota_of_uploads_is_waited_for(write_cases, open_batch, account, require_home, room) -> None:
+    account.most_uploads = room  # for the scan, or not even for that
+    write_cases(["a", "b"])
+    batch = open_batch()
+    waits: list[int] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(len(account.uploaded()))
+        account.most_uploads = 9
+
+    batch._sleep = wait
+    batch.run()
+    require_home(batch, ["a", "b"])
+    assert waits[0] == room
+    assert account.uploaded_cases() == ["a", "b"] and len(account.jobs) == 2
 
 
 @pytest.mark.parametrize("limit", ["most_active", "most_uploads"])
@@ -164,29 +183,13 @@ def test_a_token_that_is_refused_later_ends_the_run_at_once(write_cases, open_ba
     assert account.uploaded() == []
 
 
-class RandomFaults:
-    """Some fault in a tenth of all requests, whatever they are; to be given as an account's faults."""
-
-    def __init__(self, standin, seed: int) -> None:
-        self.standin, self.rng, self.asked, self.made = standin, random.Random(seed), 0, Counter()
-
-    def __iter__(self):
-        self.asked += 1
-        if self.rng.random() < 0.1:
-            what = self.rng.choice(["refuse", "lose", "drop", "cut", "shorten"])
-            status = self.rng.choice([502, 503, *([429] if what == "refuse" else [])])  # 429: nothing was done
-            self.made[what] += 1
-            for method in ("GET", "POST", "PATCH", "PUT"):
-                yield self.standin.Fault(method, "/", what=what, status=status, headers={"Retry-After": "0"})
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_forty_cases_come_home_through_faults_in_a_tenth_of_all_requests(
     write_cases, open_batch, account, standin, require_home, seed
 ) -> None:
     names = [f"case{number:02}" for number in range(40)]
     write_cases(names)
-    account.faults = faults = RandomFaults(standin, seed)
+    account.faults = faults = standin.RandomFaults(seed)
     for _ in range(3):
         batch = open_batch()
         batch.run()
@@ -195,3 +198,5 @@ def test_forty_cases_come_home_through_faults_in_a_tenth_of_all_requests(
     require_home(batch, names)
     assert account.uploaded_cases() == names and len(account.jobs) == 40
     assert faults.asked > 800 and sum(faults.made.values()) > 50 and len(faults.made) == 5
+    print(f"{len(names)} cases home; {len(account.uploaded_cases())} scans uploaded, {len(account.jobs)} jobs started")
+    print(f"{sum(faults.made.values())} faults in {faults.asked} requests: {dict(faults.made)}")

@@ -4,13 +4,15 @@ import json
 
 import pytest
 
+from batch.cases import find_cases
 from batch.errors import InputError
-from batch.jobs import FIRST_DELAY_S, LONGEST_DELAY_S, MOST_ACTIVE_JOBS
-from batch.manifest import HERE
+from batch.jobs import FIRST_DELAY_S, LONGEST_DELAY_S, MOST_ACTIVE_JOBS, Batch
+from batch.manifest import HERE, Manifest
 from batch.results import CASE_FILE, write_case_file
 
 NAMES = ["a", "b", "c"]
 JOBS = "/api/v1/algorithms/jobs/"
+UPLOADS = "/api/v1/uploads/"
 
 
 def test_runs_every_case_and_fetches_its_outputs(write_cases, open_batch, account, require_home) -> None:
@@ -41,13 +43,27 @@ def test_asks_for_a_job_as_the_client_itself_does(write_cases, open_batch, accou
 
 
 def test_never_more_than_sixteen_active_jobs(write_cases, open_batch, account, require_home) -> None:
+    account.most_active = 99  # the platform would not stop it
     names = [f"case{number:02}" for number in range(20)]
     write_cases(names)
     batch = open_batch()
     batch.run()
     require_home(batch, names)
     assert account.peak == MOST_ACTIVE_JOBS
-    assert account.breaches == []
+
+
+def test_uploads_nothing_while_sixteen_jobs_are_active(write_cases, open_batch, account, require_home) -> None:
+    names = [f"case{number:02}" for number in range(18)]
+    write_cases(names)
+    batch = open_batch()
+    batch.run()
+    require_home(batch, names)
+    kinds = [(method, path) for method, path, _ in account.requests if method in ("GET", "POST")]
+    questions = [number for number, (method, path) in enumerate(kinds) if method == "GET" and path.startswith(JOBS)]
+    first_round, later = kinds[: questions[0]], kinds[questions[0] :]
+    assert first_round.count(("POST", UPLOADS)) == 2 * MOST_ACTIVE_JOBS
+    assert first_round.count(("POST", JOBS)) == MOST_ACTIVE_JOBS
+    assert later.count(("POST", UPLOADS)) == 4 and later.count(("POST", JOBS)) == 2  # no start was refused
 
 
 def test_waits_longer_while_nothing_happens(write_cases, open_batch, account) -> None:
@@ -150,6 +166,43 @@ def test_outputs_of_other_sockets_keep_their_paths(write_cases, open_batch, acco
     assert (batch.folder / "a" / "covid-19-ct-severity-score.json").read_text() == "7"
 
 
+@pytest.mark.parametrize("with_lobes", [False, True])
+def test_takes_all_outputs_of_an_algorithm_that_finds_the_lobes_itself(
+    write_cases, open_batch, account, standin, inputs, out, connection, platform, with_lobes
+) -> None:
+    """Its other outputs come home too, whatever the platform calls them, and take nobody's place."""
+    image = standin.example_outputs("x")["covid-19-lesion-segmentation"]
+    more = {"pulmonary-lobes": image, "heat-map": image, "other-severity": b"{}", "other-case": b"[]"}
+    account.compute = lambda case: dict(list(more.items()) if case == "a" else []) | standin.example_outputs(case)
+    write_cases(["a", "b"])
+    manifest = Manifest.load_or_new(out, platform=platform.url, algorithm=standin.SLUG)
+    manifest.plan(find_cases(inputs["scans"], inputs["lobes"] if with_lobes else None), out)
+    Batch(connection, manifest, out, sleep=lambda seconds: None).run()
+    assert [set(job.names) for job in account.jobs.values()] == [
+        {"ct-image", "pulmonary-lobes"} if with_lobes else {"ct-image"}
+    ] * 2
+    pks = {pk for pk in account.images if account.images[pk][0] == "output.mha"}
+    (heat_map,) = (path for path in manifest.cases["a"].outputs if path.startswith("images/heat-map/"))
+    assert heat_map.removeprefix("images/heat-map/").removesuffix(".mha") in pks
+    assert manifest.cases["a"].outputs.keys() == {
+        *("lesions.mha", "severity.json", "lobes.mha", heat_map),
+        *("other-severity/severity.json", "other-case/case.json"),
+    }
+    assert (out / "a" / "lobes.mha").read_bytes() == image
+    assert (out / "a" / "other-severity" / "severity.json").read_bytes() == b"{}"
+    assert json.loads((out / "a" / "severity.json").read_text())["total_score"] == 15
+    assert manifest.cases["b"].outputs.keys() == {"lesions.mha", "severity.json"}
+
+
+def test_a_case_appears_only_when_its_last_output_is_whole(write_cases, open_batch, account, standin) -> None:
+    account.compute = lambda case: standin.example_outputs(case) | {"heat-map": b"no image"}
+    write_cases(["a"])
+    batch = open_batch()
+    batch.run()
+    assert batch.manifest.cases["a"].error.startswith("not fetched: image-")
+    assert [path.name for path in batch.folder.iterdir()] == ["manifest.json"]
+
+
 def test_a_job_without_outputs_is_an_error(write_cases, open_batch, account) -> None:
     account.compute = lambda case: {}
     write_cases(["a"])
@@ -174,6 +227,15 @@ def test_refuses_an_algorithm_with_other_inputs(write_cases, open_batch, account
         batch.run()
     assert account.uploaded() == []
     assert not (batch.folder / "manifest.json").exists()
+
+
+def test_asks_again_for_an_algorithm_that_is_not_told(write_cases, open_batch, account, standin, require_home) -> None:
+    account.faults = [standin.Fault("GET", "/api/v1/algorithms/$", what="drop", times=2)]
+    write_cases(["a"])
+    batch = open_batch()
+    batch.run()
+    require_home(batch, ["a"])
+    assert account.faults[0].times == 0
 
 
 def test_refuses_an_unknown_algorithm(write_cases, open_batch) -> None:

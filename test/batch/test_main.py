@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +13,8 @@ from typer.testing import CliRunner
 import batch.__main__ as main
 from batch.connection import TOKEN_VARIABLE
 from batch.manifest import Manifest, only_process
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -26,6 +32,7 @@ def command(monkeypatch, account, platform, inputs, tmp_path, standin):
 
     yield invoke
     logging.getLogger().handlers[:] = before
+    logging.getLogger("httpx._client").filters.clear()
 
 
 def test_run(command, write_cases, account, tmp_path) -> None:
@@ -72,6 +79,17 @@ def test_a_result_that_exists_already_is_fetched(command, account, tmp_path, pla
     assert (tmp_path / "out" / "one" / "severity.json").is_file()
 
 
+def test_two_items_with_one_image_share_its_result(command, account, tmp_path) -> None:
+    """The platform refuses a second job for the same image."""
+    images = {"ct-image": account.add_image("a.mha", b"")}
+    account.archives = {"cohort": [{"title": title, "images": images} for title in ("one", "two")]}
+    outcome = command("run", "--archive", "cohort", scans=False)
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert len(account.jobs) == 1
+    assert {record.job for record in Manifest.load(tmp_path / "out").cases.values()} == {"job-1"}
+    assert (tmp_path / "out" / "two" / "severity.json").is_file()
+
+
 def test_run_lists_failures_and_fails(command, write_cases, account) -> None:
     write_cases(["a", "b"])
     account.endings = {"a": "Cancelled"}
@@ -101,11 +119,16 @@ def test_dry_run_connects_to_nothing_and_writes_nothing(command, write_cases, ac
     (inputs["scans"] / "b.mha").write_text("no scan")
     monkeypatch.setattr(main, "_connect", lambda url: pytest.fail("connected"))
     outcome = command("run", "--dry-run")
-    assert outcome.exit_code == 0
+    assert (outcome.exit_code, outcome.stderr) == (1, "1 of 2 cases cannot be sent; see above\n")
     assert "a_*_ct-image.mha" in outcome.stdout
     assert "a_*_pulmonary-lobes.mha" in outcome.stdout
     assert "b.mha: cannot be read" in outcome.stdout
     assert not (tmp_path / "out").exists()
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    write_cases(["b"])
+    outcome = command("run", "--dry-run")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert account.requests == [] and not (tmp_path / "out").exists()
 
 
 def test_status_shows_the_manifest(command, write_cases, monkeypatch) -> None:
@@ -152,7 +175,83 @@ def test_the_token_and_signatures_are_told_nowhere(command, write_cases, account
     assert outcome.exit_code == 1
     everything = [outcome.output.encode(), *(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())]
     for secret in (b"token-of-the-tests", b"Signature="):
-        assert not [content for content in everything if secret in content.replace(b"/s3/token-of-the-tests/", b"")]
+        assert not [content for content in everything if secret in content]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_real_process_told_to_log_everything_tells_no_secret(
+    write_cases, account, platform, standin, inputs, tmp_path, fails
+) -> None:
+    """Not even where an unforeseen error ends it with a traceback."""
+    write_cases(["a"])
+    account.statuses = ()
+    options = {"--algorithm": standin.SLUG, "--platform": platform.url, "--out": str(tmp_path / "out")}
+    options |= {f"--{kind}": str(folder) for kind, folder in inputs.items()}
+    code = "import sys, batch.jobs as jobs; from batch.__main__ import app; jobs.FIRST_DELAY_S = 0.01; "
+    code += "jobs.Batch.refresh = None; " if fails else ""
+    arguments = [word for pair in options.items() for word in pair]
+    process = subprocess.run(
+        [sys.executable, "-c", f"{code}app(sys.argv[1:])", "run", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"HTTPX_LOG_LEVEL": "trace", "PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+    )
+    told = process.stdout + process.stderr
+    assert process.returncode == fails and ("Traceback" in told) == fails, told
+    assert "HTTP Request: PUT https://" in process.stderr  # httpx did tell
+    assert "token-of-the-tests" not in told and "Signature=" not in told
+    assert not any("token" in option for option in arguments)
+
+
+def test_no_option_takes_a_token(command) -> None:
+    for name in ("run", "status", "fetch", "retry", "collect"):
+        options = re.findall(r"--[a-z-]+", command(name, "--help").stdout)
+        assert "--out" in options and not [option for option in options if "token" in option or "auth" in option]
+
+
+def test_results_without_a_report_and_damaged_ones_are_told(command, write_cases, account, standin, tmp_path) -> None:
+    example = standin.example_outputs("x")
+    image = {slug: output for slug, output in example.items() if isinstance(output, bytes) and b"NDims" in output}
+    others = {"b": image, "c": image | {"covid-19-severity": b"{}"}}
+    account.compute = lambda case: others.get(case, example)
+    write_cases("abc")
+    outcome = command("run")
+    assert outcome.exit_code == 1
+    assert "c/severity.json: got Field required, expected a report of severity" in outcome.stderr
+    assert (tmp_path / "out" / "severity.csv").read_text().count("\n") == 2
+    (tmp_path / "out" / "c" / "severity.json").unlink()
+    outcome = command("run")
+    assert outcome.exit_code == 0
+    assert "Warning: no severity.json and so no row in severity.csv: b, c\n" in outcome.stdout
+
+
+@pytest.mark.parametrize("options", [("--algorithm", "other"), ("--platform", "https://127.0.0.1:1/")])
+def test_a_manifest_of_another_algorithm_or_platform_is_one_line(command, write_cases, account, options) -> None:
+    write_cases(["a"])
+    command("run")
+    outcome = command("run", *options)
+    assert (outcome.exit_code, outcome.stderr.count("\n")) == (1, 1)
+    assert " as before; choose another --out" in outcome.stderr
+
+
+def test_a_platform_that_is_too_new_is_one_line(command, write_cases, platform) -> None:
+    write_cases(["a"])
+    platform.lowest_version = "99.0"
+    outcome = command("run")
+    assert (outcome.exit_code, outcome.stderr.count("\n")) == (1, 1)
+    assert "gcapi is too old for the platform" in outcome.stderr
+
+
+def test_scans_that_are_none_and_empty_folders_are_one_line(command, inputs, scan) -> None:
+    outcome = command("run")
+    assert (outcome.exit_code, outcome.stderr.count("\n")) == (1, 1)
+    assert "scans: got nothing to use, expected .mha" in outcome.stderr
+    for folder in inputs.values():
+        scan(folder / "a.mha", labels=True)
+    outcome = command("run")
+    assert outcome.stderr == "1 of 1 cases failed, 1 are without outputs; see above\n"
+    assert "this is no CT, or a picture of one" in outcome.stdout
 
 
 @pytest.mark.parametrize("name", ["status", "fetch", "retry", "collect"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from algorithm.images import read_ct
-from batch.cases import SCAN_SLUG, find_cases
+from batch.cases import LOBES_SLUG, SCAN_SLUG, find_cases
 from batch.errors import InputError
 from batch.jobs import Batch
 from batch.manifest import Manifest
@@ -109,16 +110,54 @@ def test_files_keep_their_voxels_and_geometry(scan, tmp_path, suffix) -> None:
     assert image.GetOrigin() == pytest.approx((-10.5, 20.25, -300.0))
 
 
-@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+def nifti_with_secrets(path: Path, source: Path) -> None:
+    """Fill every text field of a NIfTI header, and an extension behind it, with what names the patient."""
+    sitk.WriteImage(sitk.ReadImage(str(source)), str(path))
+    content = bytearray(path.read_bytes())
+    fields = {4: b"Muster1", 14: b"Muster2 db_name", 148: b"Muster3 descrip", 228: b"Muster4 aux_file", 328: b"Muster5"}
+    for offset, text in fields.items():
+        content[offset : offset + len(text)] = text
+    content[348] = 1  # an extension follows
+    struct.pack_into("<f", content, 108, 352.0 + 32.0)
+    extension = struct.pack("<2i", 32, 6) + b"Muster6 comment".ljust(24, b"\0")
+    path.write_bytes(bytes(content[:352]) + extension + bytes(content[352:]))
+
+
+def metaimage_with_secrets(path: Path, source: Path) -> None:
+    """Fields of MetaIO's own, such as a comment, and free ones, as other programs write them."""
+    fields = b"Comment = Muster1\nName = Muster2\nStudyID = Muster3\n0010|0010 = Muster4\nPatientName = Muster^Erika\n"
+    head, _, rest = source.read_bytes().partition(b"NDims")
+    path.write_bytes(head + fields + b"NDims" + rest)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii"])
 def test_fields_in_other_headers_are_left_out(scan, tmp_path, suffix) -> None:
-    image = sitk.ReadImage(str(scan(tmp_path / "scan.mha")))
-    for key in ("0010|0010", "PatientName", "descrip", "aux_file"):
-        image.SetMetaData(key, "Muster^Erika")
-    sitk.WriteImage(image, str(tmp_path / f"case{suffix}"))
-    named = (tmp_path / f"case{suffix}").read_bytes()
-    assert b"Muster" in (zlib.decompress(named, 31) if suffix == ".nii.gz" else named)
-    _, content = sent(tmp_path / f"case{suffix}", tmp_path)
-    assert b"Muster" not in content
+    original = scan(tmp_path / "scan.mha")
+    path = tmp_path / f"case{suffix}"
+    (metaimage_with_secrets if suffix == ".mha" else nifti_with_secrets)(path, original)
+    assert path.read_bytes().count(b"Muster") >= 5
+    image, content = sent(path, tmp_path)
+    header, _, voxels = content.partition(b"ElementDataFile = LOCAL\n")
+    assert b"Muster" not in content + zlib.decompress(voxels)
+    assert {line.partition(b" = ")[0].decode() for line in header.splitlines()} <= set(KNOWN_FIELDS.split())
+    expected = sitk.ReadImage(str(original))
+    assert np.array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(expected))
+    assert image.GetSpacing() == pytest.approx(expected.GetSpacing())
+    assert image.GetOrigin() == pytest.approx(expected.GetOrigin())
+
+
+@pytest.mark.parametrize("kind", [".nii", ".nii.gz", ".mha", "lobes"])
+def test_files_that_are_cut_short_are_not_sent(scan, tmp_path, kind) -> None:
+    """SimpleITK would fill the missing end of a NIfTI file with zeros."""
+    files = {SCAN_SLUG: scan(tmp_path / "ct.mha")}
+    files |= {LOBES_SLUG: scan(tmp_path / "l.nii.gz", labels=True)} if kind == "lobes" else {}
+    files |= {SCAN_SLUG: scan(tmp_path / f"x{kind}")} if kind != "lobes" else {}
+    path = files[LOBES_SLUG if kind == "lobes" else SCAN_SLUG]
+    path.write_bytes(path.read_bytes()[:-7])
+    (tmp_path / "sent").mkdir()
+    with pytest.raises(InputError, match=r"cannot be read \(.*cut short or damaged.*\); copy or export it again"):
+        convert(files, tmp_path / "sent")
+    assert list((tmp_path / "sent").iterdir()) == []
 
 
 def test_nothing_that_names_the_patient_leaves_this_machine(
@@ -173,6 +212,11 @@ def test_refuses_a_folder_without_a_series(tmp_path) -> None:
     (tmp_path / "case" / "readme").write_text("no DICOM")
     with pytest.raises(InputError, match="got 0 DICOM files, expected the slices of one CT series"):
         convert({SCAN_SLUG: tmp_path / "case"}, tmp_path)
+    damaged = write_series(tmp_path / "damaged", np.zeros((2, 3, 4)), NumberOfFrames=2)
+    for path in damaged.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"IS\x02\x002 ", b"IS\x02\x00x "))
+    with pytest.raises(InputError, match="damaged DICOM header"):
+        convert({SCAN_SLUG: damaged}, tmp_path)
     (tmp_path / "case" / "1.dcm").write_text("no DICOM")
     with pytest.raises(InputError, match=r"1\.dcm: damaged or no DICOM file"):
         convert({SCAN_SLUG: tmp_path / "case"}, tmp_path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from .faults import Fault
 
 SLUG = "covid-lesions"
 ACTIVE = ("Validating inputs", "Queued", "Started", "Executing", "Executed", "Parsing Outputs")
@@ -16,33 +18,11 @@ KINDS = {
     "covid-19-lesion-segmentation": ("Segmentation", "Image", "images/covid-19-lesion-segmentation"),
     "covid-19-severity": ("Anything", "File", "covid-19-severity.json"),
     "covid-19-ct-severity-score": ("Integer", "Value", "covid-19-ct-severity-score.json"),
+    "heat-map": ("Heat Map", "Image", "images/heat-map"),
+    "other-severity": ("Anything", "File", "severity.json"),
+    "other-case": ("Anything", "File", "case.json"),
 }
 """Kind, super kind and relative path of each socket."""
-
-
-@dataclass
-class Fault:
-    """Something that goes wrong with the next requests that match.
-
-    Attributes:
-        method: of the request.
-        path: regular expression that the path matches from its start.
-        what: ``refuse``: answered with `status` before anything is done; ``lose``: done, then answered with `status`;
-            ``drop``: the connection ends when half of the request is read; ``cut``: when half of the answer is sent;
-            ``shorten``: half of the answer is sent as if it were all.
-        status: of the answer.
-        text: its body.
-        headers: its headers.
-        times: how often.
-    """
-
-    method: str
-    path: str
-    what: str = "refuse"
-    status: int = 502
-    text: str = "Bad Gateway"
-    headers: dict[str, str] = field(default_factory=dict)
-    times: int = 1
 
 
 @dataclass
@@ -80,6 +60,7 @@ Compute = Callable[[str], dict[str, Any]]
 class Account:
     """What one user has on the platform, what is to go wrong, and all that was asked."""
 
+    pk: str
     statuses: tuple[str, ...] = ("Queued", "Executing")
     endings: dict[str, str] = field(default_factory=dict)
     interfaces: list[tuple[str, ...]] = field(default_factory=lambda: [("ct-image", "pulmonary-lobes"), ("ct-image",)])
@@ -87,7 +68,7 @@ class Account:
     most_active: int = 16
     most_uploads: int = 2000
     compute: Compute = field(default_factory=lambda: example_outputs)
-    faults: list[Fault] = field(default_factory=list)
+    faults: Iterable[Fault] = field(default_factory=list)
     algorithm_image: str = "image-1"
     archives: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)

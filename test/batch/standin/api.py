@@ -77,7 +77,7 @@ def _presign(call: Call, pk: str, s3_upload_id: str) -> Any:
     if not isinstance(numbers, list) or not all(isinstance(n, int) and 1 <= n <= 10_000 for n in numbers):
         call.account.breaches.append(f"part_numbers {numbers}")
         raise RefusalError(400, {"part_numbers": ["not a list of 1 to 10000"]})
-    urls = {str(n): f"{call.origin}/s3/{call.token}/{pk}/{n}?X-Amz-Signature=signature-of-{n}" for n in numbers}
+    urls = {str(n): f"{call.origin}/s3/{call.account.pk}/{pk}/{n}?X-Amz-Signature=signature-of-{n}" for n in numbers}
     return call.shown_upload(upload) | {"presigned_urls": urls}
 
 
@@ -182,7 +182,7 @@ def _image(call: Call, pk: str) -> Any:
 
 
 def _redirect(call: Call, rest: str) -> Any:
-    location = f"{call.origin}/signed/{call.token}/{rest}?Signature=signature"
+    location = f"{call.origin}/signed/{call.account.pk}/{rest}?Signature=signature"
     return {"status": 302, "headers": {"Location": location}}
 
 

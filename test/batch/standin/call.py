@@ -20,7 +20,6 @@ class Call:
     """One request to an account."""
 
     account: Account
-    token: str
     origin: str
     headers: Message
     query: dict[str, list[str]]

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from .account import SLUG, Account, Fault, example_outputs
+from .account import SLUG, Account, example_outputs
 from .api import ROUTES
 from .call import Call, RefusalError
+from .faults import Fault, RandomFaults
 
-__all__ = ["SLUG", "Account", "Fault", "Platform", "example_outputs", "make_certificate"]
+__all__ = ["SLUG", "Account", "Fault", "Platform", "RandomFaults", "example_outputs", "make_certificate"]
 
 
 class Platform:
@@ -45,7 +46,7 @@ class Platform:
         self.url = f"{self.origin}/api/v1/"
 
     def account(self, token: str) -> Account:
-        return self.accounts.setdefault(token, Account())
+        return self.accounts.setdefault(token, Account(pk=f"user-{len(self.accounts) + 1}"))
 
     @contextmanager
     def serving(self) -> Iterator[Platform]:
@@ -103,8 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         split = urlsplit(self.path)
-        token = self._token(split.path)
-        account = self.platform.accounts.get(token)
+        account = self._account(split.path)
         fault = account and self._fault(account, split.path)
         length = int(self.headers.get("Content-Length", 0))
         if fault and fault.what == "drop":
@@ -128,10 +128,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(answer["status"], b"", answer["headers"])
         self._send_json(201 if self.command == "POST" else 200, answer, fault.what if fault else "")
 
-    def _token(self, path: str) -> str:
+    def _account(self, path: str) -> Account | None:
         if path.startswith(("/s3/", "/signed/")):
-            return path.split("/")[2]
-        return self.headers.get("Authorization", "").removeprefix("BEARER ")
+            accounts = self.platform.accounts.values()
+            return next((account for account in accounts if account.pk == path.split("/")[2]), None)
+        return self.platform.accounts.get(self.headers.get("Authorization", "").removeprefix("BEARER "))
 
     def _fault(self, account: Account, path: str) -> Fault | None:
         with self.platform.lock:
@@ -180,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         for method, pattern, answer in ROUTES:
             found = re.fullmatch(pattern, path) if method == self.command else None
             if found:
-                call = Call(account, self._token(path), self.platform.origin, self.headers, query, body)
+                call = Call(account, self.platform.origin, self.headers, query, body)
                 return answer(call, *found.groups())
         account.breaches.append(f"{self.command} {path}: no such address")
         raise RefusalError(404, {"detail": "Not found."})

@@ -1,0 +1,105 @@
+"""Whether a file is whole, as far as its format tells.
+
+SimpleITK reads on in silence where a NIfTI file ends too early or does not say how it lies in the patient.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+
+from batch.errors import InputError
+
+_CHUNK_BYTES = 1 << 20
+_NIFTI_HEADER_BYTES = 348
+_VOXEL_BYTES = {
+    "CHAR": 1,
+    "UCHAR": 1,
+    "SHORT": 2,
+    "USHORT": 2,
+    "INT": 4,
+    "UINT": 4,
+    "LONG_LONG": 8,
+    "ULONG_LONG": 8,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+}
+
+
+def require_whole(path: Path) -> None:
+    """Check that a file did not end too early.
+
+    Args:
+        path: .mha, .nii, .nii.gz and .json are checked; any other must not be empty.
+
+    Raises:
+        InputError: it did, or a NIfTI file states no spacing or orientation.
+    """
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path.name}: cut short or damaged ({error})") from error
+    elif path.suffix.lower() == ".mha":
+        _require_bytes(path, *_metaimage_bytes(path.read_bytes()))
+    elif path.name.lower().endswith((".nii", ".nii.gz")):
+        _require_whole_nifti(path)
+    elif not path.stat().st_size:
+        raise InputError(f"{path.name}: empty")
+
+
+def _require_bytes(path: Path, got: int, expected: int) -> None:
+    if got != expected:
+        raise InputError(f"{path.name}: cut short or damaged, got {got} of {expected} bytes")
+
+
+def _metaimage_bytes(content: bytes) -> tuple[int, int]:
+    """How many bytes of voxels a .mha has, and how many it should have."""
+    end = re.search(rb"^ElementDataFile\s*=\s*LOCAL\s*?\n", content, flags=re.MULTILINE)
+    header = content[: end.start()].decode("latin-1") if end else ""
+    fields = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", header, flags=re.MULTILINE))
+    kind = _VOXEL_BYTES.get(fields.get("ElementType", "").removeprefix("MET_"), 0)
+    size = [int(word) for word in fields.get("DimSize", "").split() if word.isdecimal()]
+    expected = kind * math.prod(size) * int(fields.get("ElementNumberOfChannels", "1"))
+    if end is None or not expected:
+        return 0, max(1, expected)
+    voxels = content[end.end() :]
+    if fields.get("CompressedData", "False").lower().startswith("t"):
+        stream = zlib.decompressobj()
+        try:
+            got = len(stream.decompress(voxels))
+        except zlib.error:
+            return 0, expected
+        return (got if stream.eof else min(got, expected - 1)), expected
+    return len(voxels), expected
+
+
+def _require_whole_nifti(path: Path) -> None:
+    got, header = 0, b""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            header = file.read(_NIFTI_HEADER_BYTES)
+            got = len(header)
+            while chunk := file.read(_CHUNK_BYTES):
+                got += len(chunk)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path.name}: cut short or damaged ({error})") from error
+    order = next((order for order in "<>" if header[:4] == struct.pack(f"{order}i", _NIFTI_HEADER_BYTES)), None)
+    if order is None or len(header) < _NIFTI_HEADER_BYTES:
+        raise InputError(f"{path.name}: damaged or no NIfTI-1 file")
+    dimensions, *size = struct.unpack_from(f"{order}8h", header, 40)
+    (bits,) = struct.unpack_from(f"{order}h", header, 72)
+    spacing = struct.unpack_from(f"{order}3f", header, 80)
+    (offset,) = struct.unpack_from(f"{order}f", header, 108)
+    form_codes = struct.unpack_from(f"{order}2h", header, 252)
+    expected = int(offset) + math.prod(max(1, n) for n in size[: max(0, dimensions)]) * bits // 8
+    _require_bytes(path, min(got, expected), expected)
+    if not all(math.isfinite(value) and value > 0 for value in spacing):
+        raise InputError(f"{path.name}: got the spacing {spacing}, expected millimetres")
+    if not any(code > 0 for code in form_codes):
+        raise InputError(f"{path.name}: states no orientation (qform and sform codes are 0); convert it again")
