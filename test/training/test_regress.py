@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +50,28 @@ def finished(ready, tmp_path_factory) -> Run:
     run = replace(ready, directory=directory)
     execute(run, STAGE["regress"])
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 128 KiB, less than a checkpoint and a picture take."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_and_with_space_the_stage_goes_on_to_the_same_result(finished, with_caches, small_disk):
+    run = replace(finished, directory=with_caches(small_disk / "run"))
+    with pytest.raises(InputError, match=r"no space left on the disk, .* run the same command again, finished parts"):
+        execute(run, STAGE["regress"])
+    assert not (run.directory / "regress" / "done.json").exists() and not list(run.directory.rglob("*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    execute(run, STAGE["regress"])
+    first, second = (one.record("regress")["files_sha256"] for one in (finished, run))
+    assert first == second
 
 
 def test_every_step_is_logged_with_every_term(finished):
