@@ -20,7 +20,15 @@ from algorithm.severity import SCORE_INTERVALS
 from training.cases import of_split, read_cases
 from training.dram import DramNetwork, Drams
 from training.equivariance import equivariance_loss, random_transform
-from training.lobe_batches import LobeBatch, LobeItem, augmented_batch, lobe_batches, score_counts, scored_lobes
+from training.lobe_batches import (
+    LobeBatch,
+    LobeItem,
+    augmented_batch,
+    lobe_batches,
+    plain_batch,
+    score_counts,
+    scored_lobes,
+)
 from training.loop import Terms, load_trained, make_fabric, train
 from training.losses import entropy, interval_loss, intervals_of, lobe_mean, reverse_frequency_weights
 from training.refinement import refinement_loss, refinement_target
@@ -68,6 +76,10 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
         rng = np.random.default_rng([seed, 4, step])
         return dram_terms(model, batch, score_weights, weights_at(settings, step), settings, rng)
 
+    def plain(model: nn.Module, number: int) -> object:
+        batch = plain_batch(batches[number], size=settings.chunk_size, device=device)
+        return model(batch.image, batch.mask)
+
     train(
         fabric,
         new_network(settings),
@@ -75,6 +87,7 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
         terms,
         settings,
         folder,
+        plain=plain,
         validation=dram_validation(run, settings, folder, device),
         readers=run.workers.count,
     )
