@@ -157,9 +157,12 @@ def benchmark(
     width: Annotated[int, typer.Option(min=1, help="Filters of the first convolution.")] = 16,
     chunk_size: Annotated[int, typer.Option(min=16, help="Voxels per side; a multiple of 8.")] = 80,
     batch: Annotated[int, typer.Option(min=1, help="Chunks per step.")] = 2,
+    run_directory: Annotated[
+        Path | None, typer.Option("--run-dir", help="A run whose stages' peak memory to print as well.")
+    ] = None,
 ) -> None:
-    """Print what the dense CRF and the reading of data cost beside the network."""
-    run_benchmark(device=device, width=width, chunk_size=chunk_size, batch=batch)
+    """Print what the dense CRF and the reading of data cost beside the network, and the memory that a run took."""
+    run_benchmark(device=device, width=width, chunk_size=chunk_size, batch=batch, run_directory=run_directory)
 
 
 def _command(stage: Stage) -> Callable[..., None]:

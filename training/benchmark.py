@@ -1,6 +1,6 @@
 """What the parts of a training step cost, as ratios of times in one run: machines differ, ratios less so.
 
-python -m training benchmark --device cpu
+python -m training benchmark --device cpu --run-dir RUN
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from algorithm.errors import InputError
 from algorithm.images import Geometry
 from algorithm.network import PERIOD, UNet3D
 from training.crf import dense_crf
-from training.files import save_array, write_json
+from training.files import read_json, save_array, write_json
 from training.lobe_batches import LobeBatch, ScoredLobe, augmented_batch, read_item
 from training.loop import make_optimiser
 from training.parallel import console
 from training.prepare import GEOMETRIES, PreparedCase
 from training.regress import Weights, dram_terms, new_network
 from training.settings import CrfSettings, RegressSettings
+from training.stages import RECORD
 
 ALL_ON = Weights(interval=2.0, equivariance=1.0, entropy=1.0, refinement=1.0)
 LOBE_VOXELS = (150, 150, 120)
@@ -53,32 +54,36 @@ class Row:
     remark: str
 
 
-def benchmark(*, device: str, width: int, chunk_size: int, batch: int) -> None:
-    """Measure on a device and print a table.
+def benchmark(*, device: str, width: int, chunk_size: int, batch: int, run_directory: Path | None = None) -> None:
+    """Measure on a device and print a table, and for a run another one of what its stages took.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         width: filters of the network's first convolution.
         chunk_size: voxels per side of a lobe chunk, a multiple of 8.
         batch: chunks per step.
+        run_directory: of a run, to print the peak memory of its stages.
 
     Raises:
-        InputError: there is no such device, or the chunk size is not a multiple of 8.
+        InputError: there is no such device, the chunk size is not a multiple of 8, or the run has no finished stage.
     """
     if chunk_size <= 0 or chunk_size % PERIOD:
         raise InputError(f"chunk size: got {chunk_size} voxels, expected a multiple of {PERIOD}; use 80")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: got cuda, but PyTorch sees no usable GPU here; use --device cpu or auto")
+    memory = peak_memory(run_directory) if run_directory else None
     used = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(0)
     probability, image = (chunks.to(used) for chunks in phantom_chunks(batch, chunk_size, generator))
 
-    rows = [compare_crf_with_network(probability, image, width), compare_rest_with_step(image, width)]
+    rows = [compare_crf_with_network(probability, image, width), *compare_parts_with_step(image, width)]
     if find_spec("pydensecrf"):
         rows.insert(0, compare_crf_engines(probability, image))
     else:
         console.print("pydensecrf2 is not installed, so the engines of the dense CRF are not compared")
     console.print(as_table(rows, title=f"{batch} x {chunk_size}^3, {used.type}, {torch.get_num_threads()} threads"))
+    if memory:
+        console.print(memory)
 
 
 def as_table(rows: list[Row], *, title: str) -> Table:
@@ -135,8 +140,8 @@ def compare_crf_with_network(probability: Tensor, image: Tensor, width: int) -> 
     return Row("dense CRF / network forward + backward", first_s, second_s, f"width {width}, bfloat16")
 
 
-def compare_rest_with_step(image: Tensor, width: int) -> Row:
-    """Time of reading, augmenting and the dense CRF over that of a whole training step of the dRAM, all terms on.
+def compare_parts_with_step(image: Tensor, width: int) -> list[Row]:
+    """Time of reading and augmenting, and of these and the dense CRF, over that of a whole step, all terms on.
 
     The chunks are read from disk in this process, as on a CPU; for a GPU other processes read ahead.
 
@@ -169,9 +174,28 @@ def compare_rest_with_step(image: Tensor, width: int) -> Row:
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
-        first_s, second_s = median_seconds(rest), median_seconds(step)
-    remark = f"batch {batch}, width {width}: the network's share is {1 - first_s / second_s:.0%}"
-    return Row("reading, augmenting, CRF / whole regress step", first_s, second_s, remark)
+        read_s, rest_s, step_s = (median_seconds(work) for work in (read, rest, step))
+    remark = f"batch {batch}, width {width}: the network's share is {1 - rest_s / step_s:.0%}"
+    return [
+        Row("reading and augmenting / whole regress step", read_s, step_s, "chunks on disk"),
+        Row("reading, augmenting, CRF / whole regress step", rest_s, step_s, remark),
+    ]
+
+
+def peak_memory(run_directory: Path) -> Table:
+    """Peak memory of each finished stage of a run, in the order in which they were finished.
+
+    Raises:
+        InputError: no stage of the run is finished.
+    """
+    done = sorted(run_directory.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns)
+    if not done:
+        raise InputError(f"{run_directory}: no finished stage; expected the directory of a run")
+    title = f"peak memory, {run_directory}: the process, and where scans are spread, each of its workers as well"
+    table = Table("stage", "process, GB", "largest child, GB", title=title)
+    for record in map(read_json, done):
+        table.add_row(record["stage"], f"{record['peak_memory_gb']}", f"{record['peak_memory_of_a_worker_gb']}")
+    return table
 
 
 def median_seconds(work: Callable[[], object]) -> float:

@@ -100,23 +100,30 @@ def read_cases(data: Path) -> list[Case]:
         data: the directory that holds it.
 
     Raises:
-        InputError: all problems of the table and the images' grids together, with line numbers.
+        InputError: all problems of the table, of its rows with line numbers, and of the images' grids together.
     """
-    cases = read_table(data)
-    if lacks := what_training_lacks(cases):
-        raise InputError(f"{data / TABLE}: {lacks}")
+    cases, problems = look_through(data)
+    if lack := what_training_lacks(cases):
+        problems.insert(0, lack)
+    if problems:
+        raise all_problems(str(data / TABLE), problems)
     return cases
 
 
-def read_table(data: Path) -> list[Case]:
-    """As `read_cases`, but the cases need not suffice to train on."""
+def look_through(data: Path) -> tuple[list[Case], list[str]]:
+    """The cases of the table, and what is wrong with its rows, with line numbers.
+
+    A row with a problem gives a case as far as it can be read, so that what all rows together lack can be told as well.
+
+    Raises:
+        InputError: the file is missing, no CSV, or without the columns.
+    """
     rows = _read_rows(data / TABLE)
     found = [(row.line, problem) for row in rows for problem in _problems(row, data)]
-    found += _repetitions([row for row in rows if row.length is None], data)
+    legible = [row for row in rows if row.length is None]
+    found += _repetitions(legible, data)
     problems = [f"line {line}: {problem}" for line, problem in sorted(found, key=itemgetter(0))]
-    if problems:
-        raise all_problems(str(data / TABLE), problems)
-    return [_case(row.values, data) for row in rows]
+    return [_case(row.values, data) for row in legible], problems
 
 
 def all_problems(where: str, problems: list[str]) -> InputError:
@@ -246,8 +253,10 @@ def _image_problems(values: dict[str, str], data: Path) -> list[str]:
 def _read_grid(path: Path, column: str) -> Geometry | None:
     """The grid that the header of an image states; None for a DICOM series, whose files state it."""
     if path.is_dir():
-        if column == "ct":
+        if column == "ct" and any(file.is_file() for file in path.iterdir()):
             return None
+        if column == "ct":
+            raise InputError(f"{path}: got a folder without files, expected one DICOM series")
         raise InputError(f"{path}: got a folder, expected an image file ({', '.join(SUFFIXES)})")
     return read_geometry(path)
 
@@ -282,7 +291,7 @@ def _case(values: dict[str, str], data: Path) -> Case:
         name=values["case"],
         ct=data / values["ct"],
         lobes=data / values["lobes"],
-        scores={lobe.label: int(values[lobe.key]) for lobe in LOBES if values[lobe.key]},
+        scores={lobe.label: int(values[lobe.key]) for lobe in LOBES if values[lobe.key] in _SCORES[1:]},
         lesions=data / values["lesions"] if values["lesions"] else None,
         vessels=data / values["vessels"] if values["vessels"] else None,
         split=values["split"],  # type: ignore[arg-type]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from algorithm.errors import InputError
 from algorithm.images import read_labels
 from algorithm.subtypes import SUBTYPES
-from training.cases import TABLE, Case, all_problems, of_split, read_table, what_training_lacks
+from training.cases import TABLE, Case, all_problems, look_through, of_split, what_training_lacks
 
 _SHOWN_NAMES = 8
 
@@ -23,14 +24,14 @@ def require_complete(data: Path, *, with_comparison: bool) -> None:
         with_comparison: whether the baseline, the supervised upper bound and the comparison are to be made.
 
     Raises:
-        InputError: all problems of the table together, or else all that the stages would lack together.
+        InputError: all that the stages would lack, and all problems of the table's rows, together.
     """
-    cases = read_table(data)
+    cases, problems = look_through(data)
     lacks = [lack for lack in (what_training_lacks(cases), *_what_stages_lack(cases)) if lack]
     if with_comparison:
         lacks += _what_comparison_lacks(cases)
-    if lacks:
-        raise all_problems(str(data / TABLE), lacks)
+    if lacks or problems:
+        raise all_problems(str(data / TABLE), lacks + problems)
 
 
 def _what_stages_lack(cases: list[Case]) -> list[str]:
@@ -47,7 +48,13 @@ def _what_stages_lack(cases: list[Case]) -> list[str]:
 
 
 def _has_known_subtype(case: Case) -> bool:
-    return case.lesions is not None and bool(np.isin(read_labels(case.lesions).array, list(SUBTYPES)).any())
+    """Whether reference lesions have a subtype; those that cannot be read may, and are a problem of their own."""
+    if case.lesions is None:
+        return False
+    try:
+        return bool(np.isin(read_labels(case.lesions).array, list(SUBTYPES)).any())
+    except InputError:
+        return True
 
 
 def _what_comparison_lacks(cases: list[Case]) -> list[str]:

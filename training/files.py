@@ -82,6 +82,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def remove_stale(folder: Path, *, untouched_s: float = 0.0) -> None:
     """Remove what killed processes left under temporary names, at any depth.
 
+    A folder goes under another name first: a worker that outlived its parent cannot fill it up again, and finish it.
+
     Args:
         folder: where to look; nothing in it is being written unless ``untouched_s`` says otherwise.
         untouched_s: spare what was changed within this many seconds.
@@ -90,7 +92,7 @@ def remove_stale(folder: Path, *, untouched_s: float = 0.0) -> None:
         if not path.exists() or time.time() - path.stat().st_mtime < untouched_s:
             continue
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path.rename(_temporary(path)), ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 

@@ -23,6 +23,7 @@ from training.files import write_whole
 from training.logbook import Logbook
 from training.parallel import console
 from training.settings import LoopSettings
+from training.settling import settle_statistics
 from training.stages import Run, processes
 
 CHECKPOINT = "checkpoint.pt"
@@ -77,6 +78,7 @@ def train(
     settings: LoopSettings,
     folder: Path,
     *,
+    plain: Callable[[nn.Module, int], object] | None = None,
     validation: Validation | None = None,
     readers: int = 0,
 ) -> nn.Module:
@@ -91,6 +93,8 @@ def train(
         terms: the loss terms of the network on a batch at a step.
         settings: steps, optimiser, checkpoints.
         folder: where checkpoints and logs go.
+        plain: passes a batch, given its number, through the network without augmentation: before each validation and
+            after the last step, batch norm's statistics are taken from such batches.
         validation: how to find the best network; without it the last one is the result.
         readers: processes that read ahead for a GPU.
 
@@ -129,7 +133,11 @@ def train(
             advance(values["loss"])
             finished = step + 1
             is_better = False
-            if validation and (finished % validation.every == 0 or finished == settings.steps):
+            is_judged = validation is not None and finished % validation.every == 0
+            if plain and (is_judged or finished == settings.steps):
+                with fabric.autocast():
+                    settle_statistics(network, plain)
+            if validation and (is_judged or finished == settings.steps):
                 before, best = best, _validate(fabric, network, validation, finished, best, folder, logbook)
                 is_better = best != before
             if finished % settings.checkpoint_every == 0 or finished == settings.steps or is_better:

@@ -18,6 +18,7 @@ from algorithm.errors import InputError, one_line
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 console = Console()
+MOST_WORKERS = 4  # by default
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def end_workers() -> None:
 
 
 def default_workers() -> int:
-    """The cores that this process may use, at most 8: each scan takes some GB of memory."""
-    return min(8, int(joblib.cpu_count()))
+    """The cores that this process may use, at most 4: a large scan takes some 2 GB of memory, and all less than 12."""
+    return min(MOST_WORKERS, int(joblib.cpu_count()))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 -m training regress --data DATA --run-dir RUN
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,15 @@ from algorithm.severity import SCORE_INTERVALS
 from training.cases import of_split, read_cases
 from training.dram import DramNetwork, Drams
 from training.equivariance import equivariance_loss, random_transform
-from training.lobe_batches import LobeBatch, LobeItem, augmented_batch, lobe_batches, score_counts, scored_lobes
+from training.lobe_batches import (
+    LobeBatch,
+    LobeItem,
+    augmented_batch,
+    lobe_batches,
+    plain_batch,
+    score_counts,
+    scored_lobes,
+)
 from training.loop import Terms, load_trained, make_fabric, train
 from training.losses import entropy, interval_loss, intervals_of, lobe_mean, reverse_frequency_weights
 from training.refinement import refinement_loss, refinement_target
@@ -58,7 +67,7 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
     is_balanced = settings.weighting == "balanced-sampling"
     vessels = run if settings.needs_vessels else None
     batches = lobe_batches(lobes, size=settings.batch, seed=seed, vessels=vessels, balanced=is_balanced)
-    score_weights = dict.fromkeys(range(6), 1.0) | ({} if is_balanced else reverse_frequency_weights(counts))
+    score_weights = weights_of_scores(settings, counts)
 
     def terms(model: nn.Module, items: list[LobeItem], step: int) -> Terms:
         batch = augmented_batch(
@@ -67,6 +76,10 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
         rng = np.random.default_rng([seed, 4, step])
         return dram_terms(model, batch, score_weights, weights_at(settings, step), settings, rng)
 
+    def plain(model: nn.Module, number: int) -> object:
+        batch = plain_batch(batches[number], size=settings.chunk_size, device=device)
+        return model(batch.image, batch.mask)
+
     train(
         fabric,
         new_network(settings),
@@ -74,6 +87,7 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
         terms,
         settings,
         folder,
+        plain=plain,
         validation=dram_validation(run, settings, folder, device),
         readers=run.workers.count,
     )
@@ -112,6 +126,17 @@ def dram_terms(
         "entropy": (weights.entropy, lobe_mean(entropy(raw), batch.mask).mean() if weights.entropy else None),
         "refinement": (weights.refinement, _refinement(drams, batch, settings) if weights.refinement else None),
     }
+
+
+def weights_of_scores(settings: RegressSettings, counts: Mapping[int, int]) -> dict[int, float]:
+    """Weight of the interval loss of a lobe by its score; all alike where rare scores are drawn more often instead.
+
+    Args:
+        settings: how rare scores are made up for.
+        counts: number of training lobes per score.
+    """
+    alike = dict.fromkeys(range(len(SCORE_INTERVALS)), 1.0)
+    return alike if settings.weighting == "balanced-sampling" else alike | reverse_frequency_weights(counts)
 
 
 def weights_at(settings: RegressSettings, step: int) -> Weights:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from algorithm.subtypes import VoteRules
@@ -113,6 +116,7 @@ EXPORT = Stage(
 STAGES = (PREPARE, VESSELS, REGRESS, CAM, PSEUDO, SEGMENT, SEGMENT_REFERENCE, SUBTYPES, ABLATE, LOBES, EXPORT)
 
 COMPARISON = (CAM, SEGMENT_REFERENCE, ABLATE)  # of no use to the model itself
+_SIGNAL_AT_DEATH_OF_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 
 
 def run_all(run: Run, config: str, *, with_comparison: bool, lobe_data: Path | None = None) -> int:
@@ -139,7 +143,21 @@ def run_all(run: Run, config: str, *, with_comparison: bool, lobe_data: Path | N
         data = lobe_data if stage is LOBES else run.data
         options = ["--data", str(data), "--run-dir", str(run.directory), "--config", config, "--device", run.device]
         options += ["--workers", str(run.workers.count)] + (["--dask", run.workers.dask] if run.workers.dask else [])
-        code = subprocess.run([sys.executable, "-m", "training", stage.name, *options], check=False).returncode
+        code = in_own_process([sys.executable, "-m", "training", stage.name, *options])
         if code:
             return code
     return 0
+
+
+def in_own_process(command: Sequence[str]) -> int:
+    """Run a command that, on Linux, is killed with this process, lest it keep the stage from who starts it again.
+
+    Returns:
+        Its exit code.
+    """
+    with subprocess.Popen(command, preexec_fn=_die_with_parent if sys.platform == "linux" else None) as process:
+        return process.wait()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_SIGNAL_AT_DEATH_OF_PARENT, signal.SIGKILL)

@@ -79,7 +79,11 @@ def _train(run: Run, folder: Path, labels: Labels) -> dict[str, Any]:
         image, target, inside = augmented_crops(crops, seed=seed, device=fabric.device)
         return {"bootstrapping": (1.0, mean_loss(model(image), target, inside, beta=settings.beta))}
 
-    train(fabric, new_network(settings), batches, terms, settings, folder, readers=run.workers.count)
+    def plain(model: nn.Module, number: int) -> object:
+        image = torch.stack([crop.image[None] for crop in batches[number]]).to(fabric.device)
+        return model(image.contiguous(memory_format=torch.channels_last_3d))
+
+    train(fabric, new_network(settings), batches, terms, settings, folder, plain=plain, readers=run.workers.count)
     return {"scans": len(scans), "labels": labels}
 
 

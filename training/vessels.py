@@ -124,7 +124,7 @@ def healthy_cases(cases: list[Case]) -> list[Case]:
     return healthy
 
 
-def random_patch(scan: HealthyScan, position: int, *, size: int, seed: int) -> Patch:
+def random_patch(scan: HealthyScan, position: int, *, size: int, seed: int, stretched: bool = True) -> Patch:
     """A patch centred on a random reference vessel or, as often, on a random voxel of the eroded lungs, augmented.
 
     Args:
@@ -132,6 +132,7 @@ def random_patch(scan: HealthyScan, position: int, *, size: int, seed: int) -> P
         position: of the patch in the training.
         size: voxels per side.
         seed: with the position, of all that is random.
+        stretched: whether the contrast is changed.
     """
     rng = np.random.default_rng([seed, 6, position])
     reference, eroded_lungs = load_array(scan.reference)
@@ -139,7 +140,7 @@ def random_patch(scan: HealthyScan, position: int, *, size: int, seed: int) -> P
     centre = np.unravel_index(candidates[rng.integers(candidates.size)], reference.shape)
     cubes = (take(array, centre, size) for array in (scan.case.mapped("scan_image"), reference, eroded_lungs))
     image, vessel, inside = flip([torch.from_numpy(cube.astype(np.float32)) for cube in cubes], rng)
-    return Patch(image=stretch_contrast(image, rng), vessels=vessel, inside=inside)
+    return Patch(image=stretch_contrast(image, rng) if stretched else image, vessels=vessel, inside=inside)
 
 
 def vessel_terms(logits: Tensor, target: Tensor, inside: Tensor) -> Terms:
@@ -222,7 +223,13 @@ def _train(run: Run, fabric: Fabric, scans: list[HealthyScan], folder: Path) -> 
         image, target, inside = (torch.stack(part)[:, None].to(device) for part in parts)  # (B, 1, n, n, n)
         return vessel_terms(model(image.contiguous(memory_format=torch.channels_last_3d)), target, inside)
 
-    train(fabric, new_network(settings), batches, terms, settings, folder, readers=run.workers.count)
+    as_they_are = Batches(scans, partial(patches, stretched=False), size=settings.batch, seed=run.config.seed)
+
+    def plain(model: nn.Module, number: int) -> object:
+        image = torch.stack([patch.image[None] for patch in as_they_are[number]]).to(device)
+        return model(image.contiguous(memory_format=torch.channels_last_3d))
+
+    train(fabric, new_network(settings), batches, terms, settings, folder, plain=plain, readers=run.workers.count)
 
 
 def _predict(run: Run, fabric: Fabric, cases: list[Case], folder: Path) -> None:

@@ -1,3 +1,5 @@
+import json
+import os
 import re
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 
 from algorithm.errors import InputError
 from training import benchmark as module
-from training.benchmark import Row, as_table, benchmark, median_seconds, phantom_chunks
+from training.benchmark import Row, as_table, benchmark, median_seconds, peak_memory, phantom_chunks
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +17,7 @@ def short(monkeypatch):
     monkeypatch.setattr(module.console, "width", 200)
 
 
-def test_it_prints_both_comparisons(capsys):
+def test_it_prints_all_comparisons(capsys):
     pytest.importorskip("pydensecrf")
     benchmark(device="cpu", width=1, chunk_size=24, batch=2)
     printed = capsys.readouterr().out
@@ -23,6 +25,21 @@ def test_it_prints_both_comparisons(capsys):
     overlap = re.search(r"torch / pydensecrf2.*IoU of the labels (\d\.\d+)", printed)
     assert overlap and float(overlap[1]) >= 0.99
     assert re.search(r"dense CRF / network forward \+ backward.*width 1", printed)
+    assert re.search(r"reading and augmenting / whole regress step", printed)
+    assert re.search(r"reading, augmenting, CRF / whole.*the network's share is -?\d+%", printed)
+
+
+def test_it_prints_the_peak_memory_of_each_stage_of_a_run(tmp_path):
+    with pytest.raises(InputError, match="no finished stage; expected the directory of a run"):
+        benchmark(device="cpu", width=1, chunk_size=16, batch=1, run_directory=tmp_path)
+    for time_ns, (stage, peak, worker) in enumerate([("prepare", 0.6, 0.7), ("regress", 3.5, 0.1)]):
+        path = tmp_path / stage / "done.json"
+        path.parent.mkdir()
+        record = {"stage": stage, "peak_memory_gb": peak, "peak_memory_of_a_worker_gb": worker}
+        path.write_text(json.dumps(record))
+        os.utime(path, ns=(time_ns, time_ns))
+    table = peak_memory(tmp_path)
+    assert [list(column.cells) for column in table.columns] == [["prepare", "regress"], ["0.6", "3.5"], ["0.7", "0.1"]]
 
 
 def test_it_says_so_where_there_is_no_pydensecrf2(capsys, monkeypatch):

@@ -86,6 +86,28 @@ def test_all_problems_are_reported_together_with_their_lines(data):
     ]
 
 
+def test_what_the_whole_table_lacks_is_told_with_the_problems_of_its_rows(data):
+    write_image(data / "shifted.mha", LOBES, SHIFTED)
+    write(
+        data,
+        "a,gone.mha,lobes.mha,0,0,0,0,0,,,train",
+        "b,ct.mha,shifted.mha,0,0,7,0,0,,,train",
+        "b,ct.mha,lobes.mha,0,0,3,0,0,,,test",
+    )
+    lines = refusal(data).split("\n  ")
+    assert lines[:4] == [
+        "5 problems",
+        "no training case with a lesion: every score is 0",
+        f"line 2: ct: {data}/gone.mha: no such file or folder",
+        "line 3: rul: got score '7', expected 0, 1, 2, 3, 4, 5 or nothing",
+    ]
+    assert lines[4].startswith("line 3: the image in column lobes is not on the CT's grid: got origin")
+    assert lines[5:] == ["line 4: case b is also on line 3, for train instead of test"]
+    write(data, "b,ct.mha,lobes.mha,0,0,3,0,0,,,tset")
+    split = "line 2: split: got 'tset', expected one of train, validation, test"
+    assert refusal(data).split("\n  ") == ["2 problems", "no case with split train", split]
+
+
 def test_of_many_problems_twenty_are_shown():
     lines = str(all_problems("here", [f"problem {k}" for k in range(23)])).splitlines()
     assert lines == ["here: 23 problems", *(f"  problem {k}" for k in range(20)), "  and 3 more"]
@@ -145,6 +167,8 @@ def test_images_are_checked_by_their_headers(data):
 def test_a_dicom_folder_is_taken_as_ct(data):
     (data / "series").mkdir()
     write(data, "a,series,lobes.mha,0,1,2,3,5,,,train")
+    assert refusal(data) == f"line 2: ct: {data}/series: got a folder without files, expected one DICOM series"
+    (data / "series" / "1.dcm").touch()
     assert read_cases(data)[0].ct == data / "series"
 
 

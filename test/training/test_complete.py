@@ -76,7 +76,15 @@ def test_each_lack_by_itself(data, rows, lack):
     assert lacks(data, *rows, with_comparison=True) == [lack]
 
 
-def test_a_wrong_table_is_told_first(data):
-    assert lacks(data, ILL.replace("0,1", "0,7")) == [
-        "line 2: lll: got score '7', expected 0, 1, 2, 3, 4, 5 or nothing"
-    ]
+def test_what_is_lacking_is_told_with_the_problems_of_the_rows(data):
+    row = "line 3: lll: got score '7', expected 0, 1, 2, 3, 4, 5 or nothing"
+    assert lacks(data, HEALTHY, ILL.replace("0,1", "0,7"), VALIDATION, TEST) == [row]
+    found = lacks(data, HEALTHY, ILL.replace("0,1", "0,7"), TEST.replace("image.mha,,", "gone.mha,,"))
+    gone = f"line 4: lesions: {data}/gone.mha: no such file or folder"
+    assert found == [REGRESS, f"{SUBTYPES}, for the vote", row, gone]
+
+
+def test_lesions_that_cannot_be_read_may_have_a_subtype(data):
+    gone = VALIDATION.replace("5,image.mha", "5,gone.mha")
+    found = lacks(data, HEALTHY, ILL, gone, TEST)
+    assert found == [f"line 4: lesions: {data}/gone.mha: no such file or folder"]

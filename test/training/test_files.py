@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -218,3 +219,17 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert len(list(tmp_path.rglob("*.tmp"))) == 4
     remove_stale(tmp_path)
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == ["a.npy", "case", "case/b.npy"]
+
+
+def test_a_worker_that_outlived_its_parent_cannot_finish_what_is_being_removed(tmp_path, monkeypatch):
+    path, remove = tmp_path / "a", shutil.rmtree
+    removed = []
+    with pytest.raises(FileNotFoundError), whole_folder(path) as folder:
+        write_text(folder / "first", "")
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda part, **options: removed.append(part))
+            remove_stale(tmp_path)
+        assert [part.parent for part in removed] == [tmp_path] and not folder.exists()
+        write_text(folder / "second", "")
+    remove(removed[0])
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_steps_read_the_chunks(ready):
     first = lobe_batches(lobes, size=3, seed=0)[0]
     assert [item.position for item in first] == [0, 1, 2]
     assert all(item.image.shape == item.mask.shape and item.vessels is None for item in first)
+
+
+def test_no_more_than_a_batch_is_in_memory_however_many_lobes_there_are(ready):
+    lobes = scored_lobes(ready, read_cases(ready.data)) * 12
+    batches = lobe_batches(lobes, size=4, seed=0)
+    one = max(sum(item.image.nbytes + item.mask.nbytes for item in batches[number]) for number in range(8))
+    tracemalloc.start()
+    try:
+        for number in range(len(lobes) // 4):
+            batches[number]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(lobes) == 300 and 0.5 * one < peak < 3 * one  # of which there are 75
 
 
 def test_balanced_sampling_draws_scores_equally_often(ready):

@@ -20,6 +20,7 @@ from training.cam import scan_cam, trained_cam
 from training.cases import read_cases
 from training.loop import BEST, CHECKPOINT, learning_rate, load_trained, make_fabric, make_optimiser
 from training.prepare import prepared
+from training.regress import new_network, train_dram
 from training.settings import LoopSettings, TrainingConfig
 from training.stages import Run
 
@@ -73,6 +74,8 @@ def test_two_processes_learn_like_one_with_twice_the_batch(ready, with_caches, t
         )  # fmt: skip
         curves.append(log(directory))
     assert list(curves[0]["step"]) == list(curves[1]["step"]) == list(range(8))
+    steps = np.abs(np.diff(curves[0]["loss"])) / curves[0]["loss"][1:]
+    assert np.median(steps) > 10 * 2e-3  # the curves go up and down by more than they may differ
     for term in ("loss", "interval", "equivariance", "entropy", "refinement"):
         np.testing.assert_allclose(curves[1][term], curves[0][term], rtol=2e-3, atol=1e-5, err_msg=term)
 
@@ -193,9 +196,16 @@ def kill_after_lines(words: list[str], path: Path, lines: int) -> None:
     assert process.wait() == -signal.SIGKILL  # it was not through yet
 
 
-def test_damaged_checkpoint_is_named(tmp_path):
-    (tmp_path / CHECKPOINT).write_bytes(b"PK\x03\x04 not all of it")
-    with pytest.raises(InputError, match=r"checkpoint.pt: damaged checkpoint; delete the folder .* to train again"):
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+def test_damaged_checkpoint_is_named_and_never_gone_on_with(ready, share, tmp_path):
+    settings = ready.config.regress
+    torch.save({"step": 3, "best": [], "processes": 1, "network": new_network(settings).state_dict()}, tmp_path / BEST)
+    whole = (tmp_path / BEST).read_bytes()
+    (tmp_path / CHECKPOINT).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"checkpoint\.pt: damaged checkpoint; delete the folder .* to train again"):
+        train_dram(ready, settings, tmp_path)
+    (tmp_path / CHECKPOINT).rename(tmp_path / BEST)
+    with pytest.raises(InputError, match=r"best\.pt: damaged checkpoint; delete the folder .* to train again"):
         load_trained(torch.nn.Linear(1, 1), tmp_path)
 
 

@@ -87,4 +87,4 @@ def test_no_scheduler(address):
 
 
 def test_default_workers_are_few():
-    assert 1 <= default_workers() <= min(8, joblib.cpu_count())
+    assert 1 <= default_workers() <= min(4, joblib.cpu_count())

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from algorithm.severity import SCORE_INTERVALS, score_of_percent
 from evaluation.agreement import linear_weighted_kappa
 from training.cases import of_split, read_cases
 from training.chunks import resize_chunk
+from training.config import load_config
 from training.crf import dense_crf
 from training.dram import Drams
 from training.equivariance import random_transform
@@ -28,6 +32,7 @@ from training.regress import (
     train_dram,
     trained_network,
     weights_at,
+    weights_of_scores,
 )
 from training.run import STAGES
 from training.settings import CrfSettings, Ramp, RegressSettings
@@ -45,6 +50,28 @@ def finished(ready, tmp_path_factory) -> Run:
     run = replace(ready, directory=directory)
     execute(run, STAGE["regress"])
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 128 KiB, less than a checkpoint and a picture take."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_and_with_space_the_stage_goes_on_to_the_same_result(finished, with_caches, small_disk):
+    run = replace(finished, directory=with_caches(small_disk / "run"))
+    with pytest.raises(InputError, match=r"no space left on the disk, .* run the same command again, finished parts"):
+        execute(run, STAGE["regress"])
+    assert not (run.directory / "regress" / "done.json").exists() and not list(run.directory.rglob("*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    execute(run, STAGE["regress"])
+    first, second = (one.record("regress")["files_sha256"] for one in (finished, run))
+    assert first == second
 
 
 def test_every_step_is_logged_with_every_term(finished):
@@ -131,6 +158,38 @@ def test_terms_wait_and_then_rise():
     assert ramped(Ramp(weight=1.0), step=0, steps=100) == 1.0
     assert ramped(Ramp(weight=2.0, start=0.5, full=0.5), step=49, steps=100) == 0
     assert ramped(Ramp(weight=2.0, start=0.5, full=0.5), step=50, steps=100) == 2
+
+
+def test_the_paper_s_weights_are_2_1_1_1_from_the_first_step_to_the_last():
+    paper = load_config("paper").regress
+    assert {weights_at(paper, step) for step in (0, paper.steps // 2, paper.steps - 1)} == {Weights(2.0, 1.0, 1.0, 1.0)}
+    assert (paper.optimiser, paper.learning_rate, paper.attention, paper.suppress_vessels) == ("adam", 1e-4, True, True)
+
+
+def test_by_default_entropy_and_refinement_come_after_the_interval_loss_has_settled():
+    settings = load_config("default").regress
+    assert weights_at(settings, 0) == Weights(interval=2.0, equivariance=1.0, entropy=0.0, refinement=0.0)
+    assert weights_at(settings, settings.steps - 1) == Weights(2.0, 1.0, 1.0, 1.0)
+
+
+def test_rare_scores_are_weighted_or_drawn_more_often_but_never_both(ready, tmp_path, monkeypatch):
+    counts = {0: 6, 1: 3, 4: 1}
+    by_loss = weights_of_scores(RegressSettings(), counts)
+    assert [by_loss[score] for score in (0, 1, 4)] == pytest.approx([10 / 18, 10 / 9, 10 / 3])
+    by_drawing = weights_of_scores(RegressSettings(weighting="balanced-sampling"), counts)
+    assert by_drawing == dict.fromkeys(range(6), 1.0)
+
+    asked = []
+
+    def stop(lobes, *, balanced, **options):
+        asked.append(balanced)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.regress.lobe_batches", stop)
+    for weighting in ("reverse-frequency", "balanced-sampling"):
+        with pytest.raises(KeyboardInterrupt):
+            train_dram(ready, ready.config.regress.model_copy(update={"weighting": weighting}), tmp_path)
+    assert asked == [False, True]
 
 
 class Placed(torch.nn.Module):

@@ -1,8 +1,12 @@
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,9 +17,11 @@ from algorithm.model import load_model
 from algorithm.segmenter import LesionSegmenter
 from algorithm.subtypes import VoteRules
 from training.cases import of_split, read_cases, read_scan
-from training.run import STAGES, run_all
+from training.run import STAGES, in_own_process, run_all
 from training.settings import TrainingConfig
 from training.stages import Run, execute
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +144,11 @@ def test_what_all_stages_would_lack_is_told_before_the_first(phantoms, tiny_conf
 def test_lobes_are_learnt_from_the_data_that_is_named_for_them_and_else_not(finished, monkeypatch, tmp_path):
     commands = []
 
-    def record(command, *, check):
+    def record(command):
         commands.append(command[3:])
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", record)
+    monkeypatch.setattr("training.run.in_own_process", record)
     assert run_all(finished, "smoke", with_comparison=False) == 0
     assert [command[0] for command in commands] == [
         "prepare", "vessels", "regress", "pseudo", "segment", "subtypes", "export",
@@ -192,3 +198,19 @@ def test_reference_components_are_of_every_subtype_in_the_data(finished):
     table = pd.read_csv(finished.folder("subtypes") / "subtypes.csv")
     assert list(table.columns) == ["volume_ml", "mean_hu", "sd_hu", "subtype"]
     assert (table["volume_ml"] >= 0.05).all() and table["subtype"].isin([1, 2, 3]).all()
+
+
+def test_the_exit_code_of_a_stage_is_that_of_the_run():
+    assert [in_own_process([sys.executable, "-c", f"raise SystemExit({code})"]) for code in (0, 2)] == [0, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems let children live")
+def test_a_stage_does_not_outlive_the_run():
+    """The pipe ends when all who can write to it have ended."""
+    stage = "import time; print('at work', flush=True); time.sleep(300)"
+    script = f"import sys; from training.run import in_own_process; in_own_process([sys.executable, '-c', {stage!r}])"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        assert run.stdout is not None and run.stdout.readline() == "at work\n"
+        os.kill(run.pid, signal.SIGKILL)
+        rest, _ = run.communicate(timeout=100)
+    assert rest == "" and run.returncode == -signal.SIGKILL

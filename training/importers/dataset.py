@@ -6,7 +6,6 @@ An importer is a module with ``SOURCE`` and ``read(root, ...) -> list[PendingCas
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from algorithm.images import Volume, require_same_grid
 from algorithm.lobes import LOBES, check_lobes
 from algorithm.subtypes import SUBTYPES
 from training.cases import COLUMNS, TABLE, UNKNOWN_SUBTYPE
-from training.files import remove_stale, write_image, write_json, write_text
+from training.files import read_json, remove_stale, write_image, write_json, write_text
 from training.importers.lobes import LobeFiles, derive_scores, require_plausible_lobes
 from training.importers.source import LeftOut, PendingCase, Source, remark, require_labels
 from training.parallel import Workers, over_scans
@@ -146,7 +145,10 @@ def _finished(job: _Job) -> tuple[dict[str, Volume], dict[str, Any]] | None:
     """No images to write, and the record of a complete case."""
     if not job.record.is_file():
         return None
-    record: dict[str, Any] = json.loads(job.record.read_text(encoding="utf-8"))
+    try:
+        record = read_json(job.record)
+    except InputError:  # damaged: the case is imported again
+        return None
     complete = all(job.path(what).is_file() for what in record["images"])
     return ({}, record) if complete and record["lobes_from"] == job.lobes_from() else None
 

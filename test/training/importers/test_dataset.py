@@ -166,6 +166,10 @@ def test_complete_cases_are_not_read_again_unless_lobes_change(ct, five_lobes, l
     assert not (tmp_path / "out" / "cases.csv").exists()
 
     write_dataset(SOURCE, [ready], tmp_path / "out", lobes=files, workers=ONE)
+    (tmp_path / "out" / "images" / "a.json").write_text('{"images": ')
+    with pytest.raises(InputError, match="a: read again"):
+        write_dataset(SOURCE, [unreadable], tmp_path / "out", lobes=files, workers=ONE)
+    write_dataset(SOURCE, [ready], tmp_path / "out", lobes=files, workers=ONE)
     other = LobeFiles(tmp_path / "other", "ours")
     write_image(five_lobes, other.folder / "a.mha")
     with pytest.raises(InputError, match="a: read again"):
