@@ -110,6 +110,14 @@ def read_cases(data: Path) -> list[Case]:
     return cases
 
 
+def read_table(data: Path) -> list[Case]:
+    """As `read_cases`, but the cases need not suffice to train on."""
+    cases, problems = look_through(data)
+    if problems:
+        raise all_problems(str(data / TABLE), problems)
+    return cases
+
+
 def look_through(data: Path) -> tuple[list[Case], list[str]]:
     """The cases of the table, and what is wrong with its rows, with line numbers.
 
