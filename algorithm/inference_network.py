@@ -1,0 +1,160 @@
+"""The trained network as it runs on a scan: the same function, with less arithmetic.
+
+Outside the lobes the image is zero, and far enough from them every feature of the network is a constant, its
+background. `InferenceNetwork` holds each feature relative to that constant: the subtraction goes into the biases, and
+each ReLU becomes a lower bound per channel. Zero padding then *is* the endless empty surroundings, so that a scan needs
+no context around it, where the trained network takes 52 voxels per side. Batch normalisation goes into the
+convolutions.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from algorithm.network import LEVELS, PERIOD, UNet3D
+
+LEAD = 2  # input voxels before the first output voxel, and at least as many after the last
+_LAYOUT = torch.channels_last_3d
+
+
+class Features(NamedTuple):
+    """What the encoder gives: the features before each pooling, finest first, and the coarsest ones."""
+
+    skips: list[Tensor]
+    bottom: Tensor
+
+    def cropped(self, low_zyx: tuple[int, ...], high_zyx: tuple[int, ...]) -> Features:
+        """Without the features of some input voxels, multiples of 8, at either end of each axis."""
+        levels = [*self.skips, self.bottom]
+        cut = [
+            x[(..., *(slice(a >> n, x.shape[2 + i] - (b >> n)) for i, (a, b) in enumerate(zip(low_zyx, high_zyx))))]
+            for n, x in enumerate(levels)
+        ]
+        return Features(cut[:-1], cut[-1])
+
+
+class Block(nn.Module):
+    """Two convolutions, each followed by the lower bounds of its channels."""
+
+    def __init__(self, first: nn.Conv3d, second: nn.Conv3d, floors: tuple[Tensor, Tensor]) -> None:
+        """Take over convolutions and bounds; a bound has one value per channel."""
+        super().__init__()
+        self.first, self.second = first, second
+        self.register_buffer("first_floor", floors[0].view(1, -1, 1, 1, 1))
+        self.register_buffer("second_floor", floors[1].view(1, -1, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (1, C', D', H', W') of features (1, C, D, H, W)."""
+        x = self.first(x).clamp_(min=self.first_floor)
+        return self.second(x).clamp_(min=self.second_floor)
+
+
+class InferenceNetwork(nn.Module):
+    """`UNet3D` with valid padding on an image that is zero outside what it is given."""
+
+    def __init__(self, network: UNet3D) -> None:
+        """Convert a trained network, which stays as it is.
+
+        Args:
+            network: batch normalisation, valid padding, in evaluation mode.
+
+        Raises:
+            ValueError: the network is of another kind.
+        """
+        super().__init__()
+        if network.padding != "valid" or not isinstance(network.bottom[1], nn.BatchNorm3d):
+            raise ValueError("got a network of another kind, expected valid padding and batch normalisation")
+        network = deepcopy(network).cpu().double().eval()
+        background = torch.zeros(network.down[0][0].in_channels, dtype=torch.float64)
+        skipped, down, up = [], [], []
+        for level, block in enumerate(network.down):
+            converted, background = _convert(block, background, padding=(1, 1) if level == 0 else (2, 2))
+            down.append(converted)
+            skipped.append(background)
+        self.bottom, background = _convert(network.bottom, background, padding=(2, 1))
+        for block, skip in zip(network.up, reversed(skipped), strict=True):
+            converted, background = _convert(block, torch.cat([skip, background]), padding=(0, 0))
+            up.append(converted)
+        self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
+        self.last = _shifted(network.last, background)
+        self.width = network.down[0][0].out_channels
+        self.out_channels = network.last.out_channels
+        self.to(torch.float32)
+
+    def encode(self, image: Tensor) -> Features:
+        """Features of an image (1, 1, D, H, W) whose sizes are multiples of 8, what it shows `LEAD` voxels inside."""
+        skips, x = [], image
+        for level, block in enumerate(self.down):
+            x = block(x)
+            skips.append(functional.pad(x, (1,) * 6) if level else x)
+            x = functional.max_pool3d(x, 2)
+        return Features(skips, self.bottom(x))
+
+    def decode(self, level: int, x: Tensor, skip: Tensor, start_zyx: tuple[int, ...], size_zyx: tuple[int, ...]) -> Tensor:
+        """A part of the features that the decoder gives on a level.
+
+        Args:
+            level: 2 (coarsest), 1 or 0.
+            x: the next coarser features, whole.
+            skip: the encoder's features of this level, whole.
+            start_zyx: where the part begins, even numbers.
+            size_zyx: its voxels, even numbers.
+        """
+        drop = 1 if level else 2  # voxels per side whose interpolation lacks a neighbour
+        coarse = x[(..., *(slice(o // 2, (o + n + 4 + 2 * drop) // 2) for o, n in zip(start_zyx, size_zyx)))]
+        fine = functional.interpolate(coarse, scale_factor=2.0, mode="trilinear", align_corners=False)
+        skip = skip[(..., *(slice(o, o + n + 4) for o, n in zip(start_zyx, size_zyx)))]
+        channels = skip.shape[1]
+        both = torch.empty(
+            (1, channels + x.shape[1], *skip.shape[2:]), dtype=x.dtype, device=x.device, memory_format=_LAYOUT
+        )
+        both[:, :channels] = skip
+        both[:, channels:] = fine[(..., *(slice(drop, drop + n + 4) for n in size_zyx))]
+        part: Tensor = self.up[LEVELS - 1 - level](both)
+        return part
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (1, classes, D, H, W) in float32 of the decoder's finest features."""
+        logits: Tensor = self.last(x.float())
+        return logits
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> InferenceNetwork:
+        """This network on a device, in a precision; the last layer keeps float32."""
+        self.to(device, dtype, memory_format=_LAYOUT)
+        self.last.float()
+        return self
+
+
+def output_size(level: int, input_size: int) -> int:
+    """Voxels along an axis of the decoder's features of a level, for an input of that many voxels."""
+    return input_size - 4 if level == 0 else (input_size >> level) + (2 if level == 1 else 4)
+
+
+def _convert(block: nn.Sequential, background: Tensor, padding: tuple[int, int]) -> tuple[Block, Tensor]:
+    """A block relative to the background of its input, and its output's background."""
+    convolutions, floors = [], []
+    for (convolution, norm), pad in zip((block[:2], block[3:5]), padding, strict=True):
+        fused = _shifted(fuse_conv_bn_eval(convolution, norm), background)
+        assert fused.bias is not None
+        background = fused.bias.detach().relu()
+        with torch.no_grad():
+            fused.bias -= background
+        fused.padding = (pad,) * 3
+        convolutions.append(fused)
+        floors.append(-background)
+    return Block(*convolutions, (floors[0], floors[1])), background
+
+
+def _shifted(convolution: nn.Conv3d, background: Tensor) -> nn.Conv3d:
+    """A convolution that takes features relative to a background and gives what it gave."""
+    shifted = deepcopy(convolution)
+    assert shifted.bias is not None
+    with torch.no_grad():
+        shifted.bias += shifted.weight.sum(dim=(2, 3, 4)) @ background
+    return shifted
