@@ -9,10 +9,13 @@ convolutions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -29,7 +32,7 @@ class Features(NamedTuple):
     skips: list[Tensor]
     bottom: Tensor
 
-    def cropped(self, low_zyx: tuple[int, ...], high_zyx: tuple[int, ...]) -> Features:
+    def cropped(self, low_zyx: Sequence[int], high_zyx: Sequence[int]) -> Features:
         """Without the features of some input voxels, multiples of 8, at either end of each axis."""
         levels = [*self.skips, self.bottom]
         cut = [
@@ -96,7 +99,7 @@ class InferenceNetwork(nn.Module):
             x = functional.max_pool3d(x, 2)
         return Features(skips, self.bottom(x))
 
-    def decode(self, level: int, x: Tensor, skip: Tensor, start_zyx: tuple[int, ...], size_zyx: tuple[int, ...]) -> Tensor:
+    def decode(self, level: int, x: Tensor, skip: Tensor, start_zyx: Sequence[int], size_zyx: Sequence[int]) -> Tensor:
         """A part of the features that the decoder gives on a level.
 
         Args:
@@ -108,14 +111,10 @@ class InferenceNetwork(nn.Module):
         """
         drop = 1 if level else 2  # voxels per side whose interpolation lacks a neighbour
         coarse = x[(..., *(slice(o // 2, (o + n + 4 + 2 * drop) // 2) for o, n in zip(start_zyx, size_zyx)))]
-        fine = functional.interpolate(coarse, scale_factor=2.0, mode="trilinear", align_corners=False)
         skip = skip[(..., *(slice(o, o + n + 4) for o, n in zip(start_zyx, size_zyx)))]
-        channels = skip.shape[1]
-        both = torch.empty(
-            (1, channels + x.shape[1], *skip.shape[2:]), dtype=x.dtype, device=x.device, memory_format=_LAYOUT
-        )
-        both[:, :channels] = skip
-        both[:, channels:] = fine[(..., *(slice(drop, drop + n + 4) for n in size_zyx))]
+        both = _empty((1, skip.shape[1] + x.shape[1], *skip.shape[2:]), x)
+        both[:, : skip.shape[1]] = skip
+        _upsample(_upsample(_upsample(coarse, 4, drop), 3, drop), 2, drop, out=both[:, skip.shape[1] :])
         part: Tensor = self.up[LEVELS - 1 - level](both)
         return part
 
@@ -126,14 +125,55 @@ class InferenceNetwork(nn.Module):
 
     def on(self, device: torch.device, dtype: torch.dtype) -> InferenceNetwork:
         """This network on a device, in a precision; the last layer keeps float32."""
+        self.device, self.dtype = device, dtype
         self.to(device, dtype, memory_format=_LAYOUT)
         self.last.float()
         return self
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one value of the features."""
+        return self.dtype.itemsize
+
+    def tensor(self, image: NDArray[np.float32]) -> Tensor:
+        """An image (D, H, W) as `encode` takes it."""
+        return torch.from_numpy(image)[None, None].to(self.device, self.dtype)
+
+    def joined(self, size_z: int, slabs: Iterable[Tensor]) -> Tensor:
+        """Slabs one upon another, without holding them all beside the result."""
+        whole, z = None, 0
+        for slab in slabs:
+            if whole is None:
+                whole = _empty((*slab.shape[:2], size_z, *slab.shape[3:]), slab)
+            whole[:, :, z : z + slab.shape[2]] = slab
+            z += slab.shape[2]
+        assert whole is not None and z == size_z
+        return whole
 
 
 def output_size(level: int, input_size: int) -> int:
     """Voxels along an axis of the decoder's features of a level, for an input of that many voxels."""
     return input_size - 4 if level == 0 else (input_size >> level) + (2 if level == 1 else 4)
+
+
+def _upsample(x: Tensor, axis: int, drop: int, out: Tensor | None = None) -> Tensor:
+    """Twice the voxels along an axis, by linear interpolation aligned to voxel edges, without the outermost 1 or 2.
+
+    The same as `torch.nn.functional.interpolate`, axis by axis: several times faster in bfloat16.
+    """
+    pairs = x.shape[axis] - 1
+    if out is None:
+        out = _empty((*x.shape[:axis], 2 * (pairs + 1 - drop), *x.shape[axis + 1 :]), x)
+    low, high = x.narrow(axis, 0, pairs), x.narrow(axis, 1, pairs)
+    for parity, (first, weight) in enumerate(((0, 0.25), (0, 0.75)) if drop == 1 else ((0, 0.75), (1, 0.25))):
+        count = pairs + 1 - drop
+        target = out[(slice(None),) * axis + (slice(parity, None, 2),)]
+        torch.lerp(low.narrow(axis, first, count), high.narrow(axis, first, count), weight, out=target)
+    return out
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_LAYOUT)
 
 
 def _convert(block: nn.Sequential, background: Tensor, padding: tuple[int, int]) -> tuple[Block, Tensor]:
