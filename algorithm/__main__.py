@@ -29,8 +29,16 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
+Engine = Literal["auto", "torch", "openvino"]
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model directory; default: the built-in one.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto takes a GPU where there is one.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="auto takes bf16 where the processor computes it by itself, else fp32.")
+]
+EngineOption = Annotated[
+    Engine, typer.Option("--engine", help="auto takes torch; openvino, if installed, is an alternative on the CPU.")
+]
 MemoryOption = Annotated[float, typer.Option("--memory-gb", min=0.1, help="Memory for the activations of one tile.")]
 InputOption = Annotated[Path, typer.Option("--input-dir", envvar="ALGORITHM_INPUT_DIR", hidden=True)]
 OutputOption = Annotated[Path, typer.Option("--output-dir", envvar="ALGORITHM_OUTPUT_DIR", hidden=True)]
@@ -64,6 +72,8 @@ def segment(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
+    precision: PrecisionOption = "auto",
+    engine: EngineOption = "auto",
     nifti: Annotated[bool, typer.Option("--nifti", help="Write lesions.nii.gz too.")] = False,
 ) -> None:
     """Segment one scan: lesions.mha, severity.json and overview.png."""
@@ -72,7 +82,7 @@ def segment(
         with staged_outputs(output) as staging:
             volume, lobe_mask = read_case(ct, lobes)
             with _shown_progress() as progress:
-                segmenter = _load(model, device, memory_gb)
+                segmenter = _load(model, device, memory_gb, precision, engine)
                 segmentation = segmenter.segment(volume, lobe_mask, progress=progress)
             write_labels(segmentation.labels, staging / "lesions.mha")
             if nifti:
@@ -90,6 +100,8 @@ def segment_batch(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
+    precision: PrecisionOption = "auto",
+    engine: EngineOption = "auto",
 ) -> None:
     """Segment many scans, leaving out those that are done, and collect severity.csv."""
     from algorithm.batch_cases import find_cases
@@ -98,7 +110,7 @@ def segment_batch(
     _stop_orderly_on_sigterm()
     with _reported_errors():
         cases = find_cases(scans, lobes)
-        failures = segment_cases(_load(model, device, memory_gb), cases, out, draw=_draw)
+        failures = segment_cases(_load(model, device, memory_gb, precision, engine), cases, out, draw=_draw)
         for name, reason in failures.items():
             print(f"failed: {name}: {reason}")
         if failures:
@@ -110,13 +122,15 @@ def execute(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
+    precision: PrecisionOption = "auto",
+    engine: EngineOption = "auto",
     input_dir: InputOption = INPUT_DIR,
     output_dir: OutputOption = OUTPUT_DIR,
 ) -> None:
     """Process the case in /input into /output, once."""
     _stop_orderly_on_sigterm()
     with _reported_errors():
-        run_case(_LoadedWhenNeeded(lambda: _load(model, device, memory_gb)), input_dir, output_dir)
+        run_case(_LoadedWhenNeeded(lambda: _load(model, device, memory_gb, precision, engine)), input_dir, output_dir)
 
 
 @app.command()
@@ -124,16 +138,20 @@ def serve(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
+    precision: PrecisionOption = "auto",
+    engine: EngineOption = "auto",
     input_dir: InputOption = INPUT_DIR,
     output_dir: OutputOption = OUTPUT_DIR,
     host: HostOption = "0.0.0.0",
     port: PortOption = 4743,
 ) -> None:
-    """Load the model, then process the case in /input at each POST to /invoke."""
+    """Load the model and warm up, then process the case in /input at each POST to /invoke."""
     from algorithm import server
 
     with _reported_errors():
-        served = server.create_app(_load(model, device, memory_gb), input_dir, output_dir)
+        segmenter = _load(model, device, memory_gb, precision, engine)
+        segmenter.warm_up()
+        served = server.create_app(segmenter, input_dir, output_dir)
         server.serve(served, host=host, port=port)
 
 
@@ -155,11 +173,15 @@ class _LoadedWhenNeeded:
         return self._load().segment(ct, lobes, progress=progress)
 
 
-def _load(model: Path | None, device: Device, memory_gb: float) -> LesionSegmenter:
+def _load(
+    model: Path | None, device: Device, memory_gb: float, precision: Precision, engine: Engine
+) -> LesionSegmenter:
     from algorithm.model import find_model  # these import torch, which takes seconds
     from algorithm.segmenter import LesionSegmenter
 
-    return LesionSegmenter.from_directory(find_model(model), device=device, memory_gb=memory_gb)
+    return LesionSegmenter.from_directory(
+        find_model(model), device=device, memory_gb=memory_gb, precision=precision, engine=engine
+    )
 
 
 def _draw(ct: Volume, lobes: Volume, segmentation: Segmentation, path: Path) -> None:

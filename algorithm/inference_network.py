@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from algorithm.network import LEVELS, PERIOD, UNet3D
+from algorithm.network import LEVELS, UNet3D
 
 LEAD = 2  # input voxels before the first output voxel, and at least as many after the last
 _LAYOUT = torch.channels_last_3d
@@ -34,12 +34,13 @@ class Features(NamedTuple):
 
     def cropped(self, low_zyx: Sequence[int], high_zyx: Sequence[int]) -> Features:
         """Without the features of some input voxels, multiples of 8, at either end of each axis."""
-        levels = [*self.skips, self.bottom]
-        cut = [
-            x[(..., *(slice(a >> n, x.shape[2 + i] - (b >> n)) for i, (a, b) in enumerate(zip(low_zyx, high_zyx))))]
-            for n, x in enumerate(levels)
-        ]
-        return Features(cut[:-1], cut[-1])
+
+        def cut(x: Tensor, level: int) -> Tensor:
+            start = [low >> level for low in low_zyx]
+            spare = [a + (b >> level) for a, b in zip(start, high_zyx, strict=True)]
+            return x[_box(start, [n - m for n, m in zip(x.shape[2:], spare, strict=True)])]
+
+        return Features([cut(x, n) for n, x in enumerate(self.skips)], cut(self.bottom, LEVELS))
 
 
 class Block(nn.Module):
@@ -55,7 +56,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (1, C', D', H', W') of features (1, C, D, H, W)."""
         x = self.first(x).clamp_(min=self.first_floor)
-        return self.second(x).clamp_(min=self.second_floor)
+        result: Tensor = self.second(x).clamp_(min=self.second_floor)
+        return result
 
 
 class InferenceNetwork(nn.Module):
@@ -74,19 +76,20 @@ class InferenceNetwork(nn.Module):
         if network.padding != "valid" or not isinstance(network.bottom[1], nn.BatchNorm3d):
             raise ValueError("got a network of another kind, expected valid padding and batch normalisation")
         network = deepcopy(network).cpu().double().eval()
-        background = torch.zeros(network.down[0][0].in_channels, dtype=torch.float64)
+        self.width, in_channels = next(network.parameters()).shape[:2]
+        background = torch.zeros(in_channels, dtype=torch.float64)
         skipped, down, up = [], [], []
         for level, block in enumerate(network.down):
             converted, background = _convert(block, background, padding=(1, 1) if level == 0 else (2, 2))
             down.append(converted)
             skipped.append(background)
-        self.bottom, background = _convert(network.bottom, background, padding=(2, 1))
+        bottom, background = _convert(network.bottom, background, padding=(2, 1))
         for block, skip in zip(network.up, reversed(skipped), strict=True):
             converted, background = _convert(block, torch.cat([skip, background]), padding=(0, 0))
             up.append(converted)
+        self.bottom: nn.Module = bottom
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
         self.last = _shifted(network.last, background)
-        self.width = network.down[0][0].out_channels
         self.out_channels = network.last.out_channels
         self.to(torch.float32)
 
@@ -110,8 +113,8 @@ class InferenceNetwork(nn.Module):
             size_zyx: its voxels, even numbers.
         """
         drop = 1 if level else 2  # voxels per side whose interpolation lacks a neighbour
-        coarse = x[(..., *(slice(o // 2, (o + n + 4 + 2 * drop) // 2) for o, n in zip(start_zyx, size_zyx)))]
-        skip = skip[(..., *(slice(o, o + n + 4) for o, n in zip(start_zyx, size_zyx)))]
+        coarse = x[_box([o // 2 for o in start_zyx], [(n + 4) // 2 + drop for n in size_zyx])]
+        skip = skip[_box(start_zyx, [n + 4 for n in size_zyx])]
         both = _empty((1, skip.shape[1] + x.shape[1], *skip.shape[2:]), x)
         both[:, : skip.shape[1]] = skip
         _upsample(_upsample(_upsample(coarse, 4, drop), 3, drop), 2, drop, out=both[:, skip.shape[1] :])
@@ -126,7 +129,8 @@ class InferenceNetwork(nn.Module):
     def on(self, device: torch.device, dtype: torch.dtype) -> InferenceNetwork:
         """This network on a device, in a precision; the last layer keeps float32."""
         self.device, self.dtype = device, dtype
-        self.to(device, dtype, memory_format=_LAYOUT)
+        self.to(device=device, dtype=dtype)
+        self.to(memory_format=_LAYOUT)  # type: ignore[call-overload] # the stub knows it for four dimensions only
         self.last.float()
         return self
 
@@ -172,14 +176,21 @@ def _upsample(x: Tensor, axis: int, drop: int, out: Tensor | None = None) -> Ten
     return out
 
 
+def _box(start_zyx: Sequence[int], size_zyx: Sequence[int]) -> tuple[slice, ...]:
+    z, y, x = (slice(start, start + size) for start, size in zip(start_zyx, size_zyx, strict=True))
+    return slice(None), slice(None), z, y, x
+
+
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_LAYOUT)
 
 
-def _convert(block: nn.Sequential, background: Tensor, padding: tuple[int, int]) -> tuple[Block, Tensor]:
+def _convert(block: nn.Module, background: Tensor, padding: tuple[int, int]) -> tuple[Block, Tensor]:
     """A block relative to the background of its input, and its output's background."""
+    assert isinstance(block, nn.Sequential)
     convolutions, floors = [], []
-    for (convolution, norm), pad in zip((block[:2], block[3:5]), padding, strict=True):
+    for (convolution, norm), pad in zip(((block[0], block[1]), (block[3], block[4])), padding, strict=True):
+        assert isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d)
         fused = _shifted(fuse_conv_bn_eval(convolution, norm), background)
         assert fused.bias is not None
         background = fused.bias.detach().relu()
@@ -188,7 +199,7 @@ def _convert(block: nn.Sequential, background: Tensor, padding: tuple[int, int])
         fused.padding = (pad,) * 3
         convolutions.append(fused)
         floors.append(-background)
-    return Block(*convolutions, (floors[0], floors[1])), background
+    return Block(convolutions[0], convolutions[1], (floors[0], floors[1])), background
 
 
 def _shifted(convolution: nn.Conv3d, background: Tensor) -> nn.Conv3d:

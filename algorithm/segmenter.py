@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from algorithm import __version__
-from algorithm.errors import InputError
-from algorithm.images import Volume
+from algorithm.engine import Engine, Precision, choose_device, make_network
+from algorithm.images import Geometry, Volume
+from algorithm.inference_network import InferenceNetwork
 from algorithm.lobes import check_lobes
 from algorithm.model import LESION, LESION_WEIGHTS, Model, load_model
 from algorithm.orientation import from_canonical, to_canonical
@@ -36,7 +37,7 @@ from algorithm.preprocess import (
 from algorithm.report import ComponentEntry, LobeEntry, ModelIdentity, SeverityReport, Timings
 from algorithm.severity import lobe_involvement, total_score
 from algorithm.subtypes import SUBTYPES, Components, find_components, paint, vote
-from algorithm.tiling import plan_tiles, predict_tiled
+from algorithm.tiling import predict_scan
 
 Progress = Callable[[str, float], None]
 LUNG_MARGIN_MM = 3.0
@@ -58,32 +59,63 @@ class Segmentation:
 class LesionSegmenter:
     """A loaded model on a device, ready for any number of scans."""
 
-    def __init__(self, model: Model, *, device: torch.device, memory_gb: float) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: torch.device,
+        memory_gb: float,
+        precision: Precision = "fp32",
+        engine: Engine = "torch",
+    ) -> None:
         """Put a model on a device; `from_directory` is the usual way in.
 
         Args:
             model: what `load_model` returned.
             device: where the network runs.
             memory_gb: what the activations of one tile may take.
+            precision: see `make_network`, as for the engine.
+            engine: what computes the network.
+
+        Raises:
+            InputError: precision or engine cannot be used here.
         """
         self.model = model
         self.device = device
         self.memory_gb = memory_gb
-        self.network = model.network.to(device).eval()
+        self.network = make_network(model.network, device=device, precision=precision, engine=engine)
 
     @classmethod
-    def from_directory(cls, directory: Path, *, device: str = "auto", memory_gb: float = 3.0) -> LesionSegmenter:
+    def from_directory(
+        cls,
+        directory: Path,
+        *,
+        device: str = "auto",
+        memory_gb: float = 3.0,
+        precision: Precision = "auto",
+        engine: Engine = "auto",
+    ) -> LesionSegmenter:
         """Load a model directory.
 
         Args:
             directory: what `python -m training export` wrote.
             device: ``auto``, ``cpu`` or ``cuda``; auto takes a GPU where there is one.
             memory_gb: what the activations of one tile may take.
+            precision: ``auto``, ``fp32`` or ``bf16``; auto takes bf16 where the device computes it by itself.
+            engine: ``auto``, ``torch`` or ``openvino``.
 
         Raises:
-            InputError: the model or the device cannot be used.
+            InputError: the model, the device, the precision or the engine cannot be used.
         """
-        return cls(load_model(directory), device=_device(device), memory_gb=memory_gb)
+        chosen = choose_device(device)
+        return cls(load_model(directory), device=chosen, memory_gb=memory_gb, precision=precision, engine=engine)
+
+    def warm_up(self) -> None:
+        """Segment a small made-up scan, so that the first real one does not wait for what is made once."""
+        axes = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+        geometry = Geometry((48, 48, 48), (1.5, 1.5, 1.5), (0.0, 0.0, 0.0), axes)
+        noise = np.random.default_rng(0).integers(-900, 100, geometry.size_zyx, dtype=np.int16)
+        self.segment(Volume(noise, geometry), Volume(np.ones(geometry.size_zyx, dtype=np.uint8), geometry))
 
     def segment(self, ct: Volume, lobes: Volume, *, progress: Progress | None = None) -> Segmentation:
         """Segment one scan.
@@ -106,14 +138,14 @@ class LesionSegmenter:
         image, inside = self._network_input(lung_ct, lung_lobes)
         preprocessed = time.perf_counter()
 
+        warnings: list[str] = []
         margin = lesion_margin(
             self.network,
             image,
             inside,
-            width=self.model.description.architecture.width,
             memory_bytes=self.memory_gb * 1e9,
-            device=self.device,
             progress=lambda fraction: report("network", fraction),
+            warn=warnings.append,
         )
         predicted = time.perf_counter()
 
@@ -128,7 +160,7 @@ class LesionSegmenter:
         )
         return Segmentation(
             labels=_to_input_grid(labels, box, whole_ct, ct),
-            report=self._report(labels, lung_lobes, components, subtypes, timings),
+            report=self._report(labels, lung_lobes, components, subtypes, timings, warnings),
         )
 
     def _network_input(self, ct: Volume, lobes: Volume) -> tuple[Volume, NDArray[np.bool_]]:
@@ -145,6 +177,7 @@ class LesionSegmenter:
         components: Components,
         subtypes: NDArray[np.uint8],
         timings: Timings,
+        warnings: list[str],
     ) -> SeverityReport:
         involvement = lobe_involvement(labels, lobes.array, voxel_ml=lobes.geometry.voxel_ml)
         description = self.model.description
@@ -172,43 +205,40 @@ class LesionSegmenter:
                 name: float(components.volume_ml[subtypes == subtype].sum()) for subtype, name in SUBTYPES.items()
             },
             components=_component_entries(components, subtypes, lobes),
-            warnings=[f"{', '.join(absent)} absent from the lobe mask: no total score"] if absent else [],
+            warnings=([f"{', '.join(absent)} absent from the lobe mask: no total score"] if absent else []) + warnings,
             timings=timings,
         )
 
 
-@torch.inference_mode()
 def lesion_margin(
-    network: nn.Module,
+    network: InferenceNetwork,
     image: Volume,
     inside: NDArray[np.bool_],
     *,
-    width: int,
     memory_bytes: float,
-    device: torch.device,
     progress: Callable[[float], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Volume:
     """By how much lesion is likelier than the likeliest other class.
 
     Args:
-        network: three classes, valid padding, in evaluation mode on ``device``.
+        network: three classes.
         image: windowed intensity on the network's grid, zero outside the lobes.
-        inside: bool (z, y, x), the lobes; places without them are not computed.
-        width: the network's width.
+        inside: bool (z, y, x), the lobes; no more than their surroundings are computed.
         memory_bytes: what the activations of one tile may take.
-        device: where to compute.
         progress: told the finished fraction.
+        warn: told that memory ran out, and that smaller tiles went on.
 
     Returns:
-        float32 in [-1, 1], positive where lesion wins.
+        float32 in [-1, 1], positive where lesion wins; zero where nothing was computed.
     """
-    plan = plan_tiles(image.geometry.size_zyx, width=width, memory_bytes=memory_bytes)
 
-    def predict(tile: Tensor) -> Tensor:
-        probability: Tensor = network(tile).softmax(dim=1)[0]  # (3, D, H, W)
+    def margin(logits: Tensor) -> Tensor:
+        probability = logits.softmax(dim=0)  # (3, D, H, W)
         return probability[LESION] - probability[:LESION].amax(dim=0)
 
-    return image.with_array(predict_tiled(predict, image.array, inside, plan, device=device, progress=progress))
+    values = predict_scan(network, image.array, inside, margin, memory_bytes=memory_bytes, progress=progress, warn=warn)
+    return image.with_array(values)
 
 
 def _component_entries(components: Components, subtypes: NDArray[np.uint8], lobes: Volume) -> list[ComponentEntry]:
@@ -226,11 +256,3 @@ def _component_entries(components: Components, subtypes: NDArray[np.uint8], lobe
 def _to_input_grid(labels: NDArray[np.uint8], box: Box, whole: Volume, ct: Volume) -> Volume:
     """From the lung box back to the grid of the CT as it was given."""
     return from_canonical(whole.with_array(uncrop(labels, box, whole.geometry.size_zyx)), ct.geometry)
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device: got {name!r}, expected auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: got cuda, but PyTorch sees no usable GPU here; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ from algorithm.preprocess import Box, bounding_box
 HALO = 56  # voxels of the next tile that a tile sees: what an output voxel depends on, to a multiple of 8
 PART_ZYX = (32, 48, 48)  # output voxels of the last level computed at once; small enough to fit between the lobes
 SLAB = 16  # slices of the other levels computed at once
+SHRINK = 0.6  # of the memory that was not there
 REACH = 2  # voxels around the lobes that resampling back to the scan can look at
 
 # Multiplications per voxel that encoder and decoder see, in units of 27 width^2; the last level costs the same
@@ -37,8 +39,6 @@ VALUES_PER_VOXEL = 3.5
 VALUES_OF_PARTS = 2.5e6
 
 log = logging.getLogger(__name__)
-
-Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,13 @@ class TilePlan:
     @property
     def cost(self) -> float:
         """Arithmetic of all tiles, in units of 27 width^2 multiplications."""
-        encoder, decoder = (
-            math.prod(sum(getattr(span, part) for span in spans) for spans in self.spans())
-            for part in ("encoder", "decoder")
-        )
+        encoder = math.prod(sum(span.encoder for span in spans) for spans in self.spans())
+        decoder = math.prod(sum(span.decoder for span in spans) for spans in self.spans())
         return ENCODER_COST * encoder + DECODER_COST * decoder
 
     def memory_bytes(self, *, width: int, value_bytes: int) -> float:
         """Peak memory of the largest tile's features, as `test/benchmarks` measures it."""
-        voxels = math.prod(max(span.encoder for span in spans) for spans in self.spans())
+        voxels: int = math.prod(max(span.encoder for span in spans) for spans in self.spans())
         return width * value_bytes * (VALUES_PER_VOXEL * voxels + VALUES_OF_PARTS)
 
 
@@ -140,6 +138,7 @@ def plan_tiles(shape_zyx: tuple[int, int, int], *, width: int, value_bytes: int,
     return min((plan for plan, need in zip(plans, needs, strict=True) if need <= memory_bytes), key=lambda p: p.cost)
 
 
+@torch.inference_mode()
 def predict_scan(
     network: InferenceNetwork,
     image: NDArray[np.float32],
@@ -148,7 +147,7 @@ def predict_scan(
     *,
     memory_bytes: float,
     progress: Callable[[float], None] | None = None,
-    warn: Warn = log.warning,
+    warn: Callable[[str], None] | None = None,
 ) -> NDArray[np.float32]:
     """Run the network over a scan; where memory runs out, again in smaller tiles.
 
@@ -170,15 +169,26 @@ def predict_scan(
     while True:
         plan = plan_tiles(image.shape, width=network.width, value_bytes=network.value_bytes, memory_bytes=memory_bytes)
         try:
-            return _predict_tiles(network, image, inside, reduce, plan, progress or (lambda fraction: None))
+            with _reference_arithmetic():
+                return _predict_tiles(network, image, inside, reduce, plan, progress or (lambda fraction: None))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         used = plan.memory_bytes(width=network.width, value_bytes=network.value_bytes)
-        memory_bytes = 0.6 * min(memory_bytes, used)
-        warn(f"memory ran out with tiles of {used / 1e9:.1f} GB; went on with tiles of {memory_bytes / 1e9:.1f} GB")
+        memory_bytes = SHRINK * used
+        message = (
+            f"memory ran out in tiles that take {used / 1e9:.2f} GB; went on in tiles of {memory_bytes / 1e9:.2f} GB"
+        )
+        log.warning("%s", message)
+        if warn is not None:
+            warn(message)
         if network.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _reference_arithmetic() -> AbstractContextManager[None]:
+    """On a GPU: float32 as it is, and the same result each time."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -217,8 +227,11 @@ def _coarse_features(network: InferenceNetwork, tile: Tile, image: NDArray[np.fl
     skips, x = features.cropped([span.low for span in tile], [span.high for span in tile])
     for level in (2, 1):
         size = [output_size(level, span.decoder) for span in tile]
-        slabs = [(z, min(SLAB, size[0] - z)) for z in range(0, size[0], SLAB)]
-        x = network.joined(size[0], (network.decode(level, x, skips[level], (z, 0, 0), (n, *size[1:])) for z, n in slabs))
+        slabs = (
+            network.decode(level, x, skips[level], (z, 0, 0), (min(SLAB, size[0] - z), *size[1:]))
+            for z in range(0, size[0], SLAB)
+        )
+        x = network.joined(size[0], slabs)
         skips.pop()
     return x, skips[0]
 

@@ -29,8 +29,12 @@ class FakeSegmenter:
 
     def __init__(self) -> None:
         self.cases = 0
+        self.is_warm = False
         self.error: Exception | None = None
         self.before: Callable[[], object] = lambda: None
+
+    def warm_up(self) -> None:
+        self.is_warm = True
 
     def segment(self, ct: Volume, lobes: Volume, *, progress: Callable[[str, float], None] | None = None) -> Any:
         self.before()
