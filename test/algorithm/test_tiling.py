@@ -26,6 +26,7 @@ def network() -> UNet3D:
                 module.running_mean.normal_(0, 0.3)
                 module.running_var.uniform_(0.5, 2)
                 module.bias.normal_(0, 0.3)
+        network.last.weight.mul_(20)
     return network.eval()
 
 
@@ -61,8 +62,8 @@ def with_plan(monkeypatch, *plans: TilePlan):
 def test_every_tile_gives_what_the_trained_network_gives_over_the_whole_scan(fast, image, reference, monkeypatch, kept):
     with_plan(monkeypatch, TilePlan(SHAPE, kept))
     result = predict_scan(fast, image, np.ones(SHAPE, dtype=bool), third, memory_bytes=1e9)
-    assert reference.std() > 0.002
-    np.testing.assert_allclose(result, reference, atol=3e-6)
+    assert reference.std() > 0.02
+    np.testing.assert_allclose(result, reference, atol=5e-5)
 
 
 def test_starts_off_the_multiples_of_8_would_change_the_answer(network):
@@ -81,7 +82,7 @@ def test_what_lies_far_from_the_lobes_is_not_computed_and_what_lies_near_does_no
     near = np.zeros(SHAPE, dtype=bool)
     near[9 - REACH : 12 + REACH, 3 - REACH : 4 + REACH, 5 - REACH : 6 + REACH] = True
     near[18 - REACH :, 14 - REACH :, 68 - REACH : 71 + REACH] = True
-    np.testing.assert_allclose(result[near], reference[near], atol=3e-6)
+    np.testing.assert_allclose(result[near], reference[near], atol=5e-5)
     assert (result != 0).mean() < 0.05
 
 
@@ -174,7 +175,7 @@ def test_too_little_memory_is_an_error_with_the_least_that_works():
         RuntimeError("could not create a memory object"),
     ],
 )
-def test_memory_that_runs_out_means_smaller_tiles_and_a_word(fast, image, reference, monkeypatch, error):
+def test_memory_that_runs_out_means_smaller_tiles_and_a_word(fast, monkeypatch, error):
     asked, told = [], []
 
     def fails_once(*arguments):
@@ -184,11 +185,16 @@ def test_memory_that_runs_out_means_smaller_tiles_and_a_word(fast, image, refere
         return predict_tiles(*arguments)
 
     predict_tiles = tiling._predict_tiles
+    image = np.random.default_rng(3).random((12, 12, 400), dtype=np.float32)
+    inside = np.zeros(image.shape, dtype=bool)
+    inside[5, 5, 90:300] = True
+    expected = predict_scan(fast, image, inside, third, memory_bytes=1e9)
+    monkeypatch.setattr(tiling, "VALUES_OF_PARTS", 0)
     monkeypatch.setattr(tiling, "_predict_tiles", fails_once)
-    result = predict_scan(fast, image, np.ones(SHAPE, dtype=bool), third, memory_bytes=1e9, warn=told.append)
-    np.testing.assert_allclose(result, reference, atol=3e-6)
-    assert asked[1].memory_bytes(width=2, value_bytes=4) < asked[0].memory_bytes(width=2, value_bytes=4)
-    assert len(told) == 1 and "memory ran out in tiles of" in told[0]
+    result = predict_scan(fast, image, inside, third, memory_bytes=1e9, warn=told.append)
+    np.testing.assert_allclose(result, expected, atol=5e-5)
+    assert [len(list(plan.tiles())) > 1 for plan in asked] == [False, True]
+    assert len(told) == 1 and told[0].startswith("memory ran out in tiles that take")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(fast, image, monkeypatch):
