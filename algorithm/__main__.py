@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -84,11 +85,13 @@ def segment(
             with _shown_progress() as progress:
                 segmenter = _load(model, device, memory_gb, precision, engine)
                 segmentation = segmenter.segment(volume, lobe_mask, progress=progress)
-            write_labels(segmentation.labels, staging / "lesions.mha")
-            if nifti:
-                write_labels(segmentation.labels, staging / "lesions.nii.gz")
-            (staging / "severity.json").write_text(segmentation.report.model_dump_json(indent=2), encoding="utf-8")
-            _draw(volume, lobe_mask, segmentation, staging / "overview.png")
+            with ThreadPoolExecutor(1, "draw") as beside:
+                drawing = beside.submit(_draw, volume, lobe_mask, segmentation, staging / "overview.png")
+                write_labels(segmentation.labels, staging / "lesions.mha")
+                if nifti:
+                    write_labels(segmentation.labels, staging / "lesions.nii.gz")
+                (staging / "severity.json").write_text(segmentation.report.model_dump_json(indent=2), encoding="utf-8")
+                drawing.result()
         _print_report(segmentation.report)
 
 

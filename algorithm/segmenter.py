@@ -56,6 +56,46 @@ class Segmentation:
     report: SeverityReport
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on its way to the network.
+
+    Attributes:
+        ct: grid of the CT as it was given.
+        whole: the same grid in canonical orientation.
+        box: the part of it around the lungs.
+        lung_ct: HU in the box.
+        lung_lobes: lobe labels in the box.
+        image: what the network sees.
+        inside: bool, which of its voxels lie in a lobe.
+        seconds: spent.
+    """
+
+    ct: Geometry
+    whole: Geometry
+    box: Box
+    lung_ct: Volume
+    lung_lobes: Volume
+    image: Volume
+    inside: NDArray[np.bool_]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the network says of a scan.
+
+    Attributes:
+        margin: positive where lesion wins, on the network's grid.
+        warnings: for the report.
+        seconds: spent.
+    """
+
+    margin: Volume
+    warnings: list[str]
+    seconds: float
+
+
 class LesionSegmenter:
     """A loaded model on a device, ready for any number of scans."""
 
@@ -129,38 +169,63 @@ class LesionSegmenter:
             InputError: the lobes do not fit the CT.
         """
         report = progress or (lambda step, fraction: None)
+        report("preprocess", 0.0)
+        prepared = self.prepare(ct, lobes)
+        predicted = self.predict(prepared, progress=lambda fraction: report("network", fraction))
+        report("postprocess", 0.0)
+        return self.finish(prepared, predicted)
+
+    def prepare(self, ct: Volume, lobes: Volume) -> Prepared:
+        """The first step of `segment`; the three may overlap between scans."""
         started = time.perf_counter()
         lobes = check_lobes(lobes, ct)
-        report("preprocess", 0.0)
         whole_ct, whole_lobes = to_canonical(ct), to_canonical(lobes)
         box = bounding_box(whole_lobes.array, margin_voxels(whole_ct.geometry, LUNG_MARGIN_MM))
         lung_ct, lung_lobes = crop(whole_ct, box), crop(whole_lobes, box)
         image, inside = self._network_input(lung_ct, lung_lobes)
-        preprocessed = time.perf_counter()
+        return Prepared(
+            ct=ct.geometry,
+            whole=whole_ct.geometry,
+            box=box,
+            lung_ct=lung_ct,
+            lung_lobes=lung_lobes,
+            image=image,
+            inside=inside,
+            seconds=time.perf_counter() - started,
+        )
 
+    def predict(self, prepared: Prepared, *, progress: Callable[[float], None] | None = None) -> Predicted:
+        """The second step: the network."""
+        started = time.perf_counter()
         warnings: list[str] = []
         margin = lesion_margin(
             self.network,
-            image,
-            inside,
+            prepared.image,
+            prepared.inside,
             memory_bytes=self.memory_gb * 1e9,
-            progress=lambda fraction: report("network", fraction),
+            progress=progress,
             warn=warnings.append,
         )
-        predicted = time.perf_counter()
+        return Predicted(margin=margin, warnings=warnings, seconds=time.perf_counter() - started)
 
-        report("postprocess", 0.0)
-        lesions = (resample(margin, lung_ct.geometry, "linear").array > 0) & (lung_lobes.array > 0)
-        components = find_components(lesions, lung_ct.array, voxel_ml=ct.geometry.voxel_ml)
+    def finish(self, prepared: Prepared, predicted: Predicted) -> Segmentation:
+        """The last step: back to the scan's grid, lesions by subtype, and the report."""
+        started = time.perf_counter()
+        lung_ct, lung_lobes = prepared.lung_ct, prepared.lung_lobes
+        lesions = resample(predicted.margin, lung_ct.geometry, "linear").array > 0
+        lesions &= lung_lobes.array > 0
+        components = find_components(lesions, lung_ct.array, voxel_ml=prepared.ct.voxel_ml)
         subtypes = vote(components, self.model.reference, self.model.description.subtype_vote)
         labels = paint(components, subtypes)
-        finished = time.perf_counter()
+        on_input_grid = _to_input_grid(labels, prepared)
         timings = Timings(
-            preprocess_s=preprocessed - started, network_s=predicted - preprocessed, postprocess_s=finished - predicted
+            preprocess_s=prepared.seconds,
+            network_s=predicted.seconds,
+            postprocess_s=time.perf_counter() - started,
         )
         return Segmentation(
-            labels=_to_input_grid(labels, box, whole_ct, ct),
-            report=self._report(labels, lung_lobes, components, subtypes, timings, warnings),
+            labels=on_input_grid,
+            report=self._report(labels, lung_lobes, components, subtypes, timings, predicted.warnings),
         )
 
     def _network_input(self, ct: Volume, lobes: Volume) -> tuple[Volume, NDArray[np.bool_]]:
@@ -253,6 +318,7 @@ def _component_entries(components: Components, subtypes: NDArray[np.uint8], lobe
     ]
 
 
-def _to_input_grid(labels: NDArray[np.uint8], box: Box, whole: Volume, ct: Volume) -> Volume:
+def _to_input_grid(labels: NDArray[np.uint8], prepared: Prepared) -> Volume:
     """From the lung box back to the grid of the CT as it was given."""
-    return from_canonical(whole.with_array(uncrop(labels, box, whole.geometry.size_zyx)), ct.geometry)
+    whole = uncrop(labels, prepared.box, prepared.whole.size_zyx)
+    return from_canonical(Volume(whole, prepared.whole), prepared.ct)

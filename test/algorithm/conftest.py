@@ -37,14 +37,25 @@ class FakeSegmenter:
         self.is_warm = True
 
     def segment(self, ct: Volume, lobes: Volume, *, progress: Callable[[str, float], None] | None = None) -> Any:
+        tell = progress or (lambda step, fraction: None)
+        prepared = self.prepare(ct, lobes)
+        return self.finish(prepared, self.predict(prepared, progress=lambda fraction: tell("network", fraction)))
+
+    def prepare(self, ct: Volume, lobes: Volume) -> tuple[Volume, Volume]:
+        return ct, lobes
+
+    def predict(self, prepared: tuple[Volume, Volume], *, progress: Callable[[float], None] | None = None) -> Any:
         self.before()
         if progress is not None:
-            progress("network", 0.5)
+            progress(0.5)
         if self.error is not None:
             raise self.error
         self.cases += 1
-        labels = ct.with_array((lobes.array == 3).astype(np.uint8))
-        return SimpleNamespace(labels=labels, report=_report())
+        ct, lobes = prepared
+        return ct.with_array((lobes.array == 3).astype(np.uint8))
+
+    def finish(self, prepared: tuple[Volume, Volume], predicted: Volume) -> Any:
+        return SimpleNamespace(labels=predicted, report=_report())
 
 
 def _report() -> SeverityReport:

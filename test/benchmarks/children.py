@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from algorithm.engine import make_network
+from algorithm.engine import Precision, make_network
 
 from . import ours, peers
 from .measure import own_peak_gb
@@ -19,9 +19,8 @@ def _box(text: str) -> tuple[int, int, int]:
 
 
 def _network(width: str, precision: str, box: str) -> None:
-    network = make_network(
-        ours.trained(int(width)), device=ours.CPU, precision="bf16" if precision == "bf16" else "fp32"
-    )
+    chosen: Precision = "bf16" if precision == "bf16" else "fp32"
+    network = make_network(ours.trained(int(width)), device=ours.CPU, precision=chosen)
     ours.run_network(network, _box(box))
 
 

@@ -41,8 +41,8 @@ def render(
         _ratios(costs),
         "## Where the time of one segment call goes",
         _stages(stages),
-        "The model is loaded and warm; files are compressed. `segment` draws while it writes, `segment-batch` reads and "
-        "writes while the network computes, so that its time is nearly the sum of preprocess, network and postprocess.",
+        "The model is loaded and warm; files are compressed. `segment` draws while it writes; `segment-batch` does "
+        "everything else while the network computes the case before or after.",
         "## Where the network's time goes, and the floor",
         _table(("operation", "share of time"), [(name, f"{share:.0%}") for name, share in kernels.items()]),
         _floor(costs, rates),
