@@ -77,19 +77,20 @@ class InferenceNetwork(nn.Module):
             raise ValueError("got a network of another kind, expected valid padding and batch normalisation")
         network = deepcopy(network).cpu().double().eval()
         self.width, in_channels = next(network.parameters()).shape[:2]
-        background = torch.zeros(in_channels, dtype=torch.float64)
+        scale = _Scale(torch.zeros(in_channels, dtype=torch.float64), torch.ones(in_channels, dtype=torch.float64))
         skipped, down, up = [], [], []
         for level, block in enumerate(network.down):
-            converted, background = _convert(block, background, padding=(1, 1) if level == 0 else (2, 2))
+            converted, scale = _convert(block, scale, padding=(1, 1) if level == 0 else (2, 2))
             down.append(converted)
-            skipped.append(background)
-        bottom, background = _convert(network.bottom, background, padding=(2, 1))
+            skipped.append(scale)
+        bottom, scale = _convert(network.bottom, scale, padding=(2, 1))
         for block, skip in zip(network.up, reversed(skipped), strict=True):
-            converted, background = _convert(block, torch.cat([skip, background]), padding=(0, 0))
+            both = _Scale(torch.cat([skip.background, scale.background]), torch.cat([skip.factor, scale.factor]))
+            converted, scale = _convert(block, both, padding=(0, 0))
             up.append(converted)
         self.bottom: nn.Module = bottom
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
-        self.last = _shifted(network.last, background)
+        self.last = _on_scale(network.last, scale)
         self.out_channels = network.last.out_channels
         self.to(torch.float32)
 
@@ -129,9 +130,13 @@ class InferenceNetwork(nn.Module):
     def on(self, device: torch.device, dtype: torch.dtype) -> InferenceNetwork:
         """This network on a device, in a precision; the last layer keeps float32."""
         self.device, self.dtype = device, dtype
-        self.to(device=device, dtype=dtype)
+        for part in (self.down, self.bottom, self.up):
+            for module in part.modules():
+                if isinstance(module, nn.Conv3d):
+                    _round_weights(module, dtype)
+            part.to(device=device, dtype=dtype)
+        self.to(device=device)
         self.to(memory_format=_LAYOUT)  # type: ignore[call-overload] # the stub knows it for four dimensions only
-        self.last.float()
         return self
 
     @property
@@ -185,27 +190,54 @@ def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_LAYOUT)
 
 
-def _convert(block: nn.Module, background: Tensor, padding: tuple[int, int]) -> tuple[Block, Tensor]:
-    """A block relative to the background of its input, and its output's background."""
+class _Scale(NamedTuple):
+    """What the converted network holds in a channel: factor times the trained network's feature, less background."""
+
+    background: Tensor
+    factor: Tensor
+
+
+def _convert(block: nn.Module, scale: _Scale, padding: tuple[int, int]) -> tuple[Block, _Scale]:
+    """A block that takes features on a scale, and the scale of what it gives.
+
+    Factors next to 1 make biases and bounds exact in bfloat16, whose rounding would shift every voxel alike.
+    """
     assert isinstance(block, nn.Sequential)
     convolutions, floors = [], []
     for (convolution, norm), pad in zip(((block[0], block[1]), (block[3], block[4])), padding, strict=True):
         assert isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d)
-        fused = _shifted(fuse_conv_bn_eval(convolution, norm), background)
+        fused = _on_scale(fuse_conv_bn_eval(convolution, norm), scale)
         assert fused.bias is not None
-        background = fused.bias.detach().relu()
         with torch.no_grad():
-            fused.bias -= background
+            bias = fused.bias.clone()
+            exact = bias.bfloat16().double()
+            factor = torch.where(bias * exact > 0, exact / bias, 1.0)
+            scale = _Scale(exact.relu(), factor)
+            fused.weight *= factor.view(-1, 1, 1, 1, 1)
+            fused.bias.copy_(exact - scale.background)
         fused.padding = (pad,) * 3
         convolutions.append(fused)
-        floors.append(-background)
-    return Block(convolutions[0], convolutions[1], (floors[0], floors[1])), background
+        floors.append(-scale.background)
+    return Block(convolutions[0], convolutions[1], (floors[0], floors[1])), scale
 
 
-def _shifted(convolution: nn.Conv3d, background: Tensor) -> nn.Conv3d:
-    """A convolution that takes features relative to a background and gives what it gave."""
-    shifted = deepcopy(convolution)
-    assert shifted.bias is not None
+def _on_scale(convolution: nn.Conv3d, scale: _Scale) -> nn.Conv3d:
+    """A convolution that takes features on a scale and gives what it gave."""
+    scaled = deepcopy(convolution)
+    assert scaled.bias is not None
     with torch.no_grad():
-        shifted.bias += shifted.weight.sum(dim=(2, 3, 4)) @ background
-    return shifted
+        scaled.weight /= scale.factor.view(1, -1, 1, 1, 1)
+        scaled.bias += scaled.weight.sum(dim=(2, 3, 4)) @ scale.background
+    return scaled
+
+
+def _round_weights(convolution: nn.Conv3d, dtype: torch.dtype) -> None:
+    """Round so that the sum of each kernel stays: features are smooth, and see little but the sum of the errors."""
+    with torch.no_grad():
+        weights = convolution.weight.double().flatten(2)  # (outputs, inputs, 27)
+        owed = torch.zeros_like(weights[..., 0])
+        for place in range(weights.shape[2]):
+            wanted = weights[..., place] + owed
+            weights[..., place] = wanted.to(dtype).double()
+            owed = wanted - weights[..., place]
+        convolution.weight.copy_(weights.view_as(convolution.weight))

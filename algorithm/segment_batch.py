@@ -86,9 +86,9 @@ def segment_cases(
 ) -> dict[str, str]:
     """Segment every case that is not done, and write severity.csv of all cases in the folder.
 
-    While the network computes one case the next is read and prepared, and the one before is finished and written. A case
-    is done where its folder holds all results of the same inputs and model. A case that fails is left out and the others
-    go on.
+    While the network computes one case the next is read and prepared, and the one before is finished and written. A
+    case is done where its folder holds all results of the same inputs and model. A case that fails is left out and the
+    others go on.
 
     Args:
         segmenter: a loaded model.

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from algorithm import __version__
 from algorithm.engine import Engine, Precision, choose_device, make_network
 from algorithm.images import Geometry, Volume
-from algorithm.inference_network import InferenceNetwork
 from algorithm.lobes import check_lobes
-from algorithm.model import LESION, LESION_WEIGHTS, Model, load_model
+from algorithm.margin import lesion_margin
+from algorithm.model import LESION_WEIGHTS, Model, load_model
 from algorithm.orientation import from_canonical, to_canonical
 from algorithm.preprocess import (
     Box,
@@ -37,7 +36,6 @@ from algorithm.preprocess import (
 from algorithm.report import ComponentEntry, LobeEntry, ModelIdentity, SeverityReport, Timings
 from algorithm.severity import lobe_involvement, total_score
 from algorithm.subtypes import SUBTYPES, Components, find_components, paint, vote
-from algorithm.tiling import predict_scan
 
 Progress = Callable[[str, float], None]
 LUNG_MARGIN_MM = 3.0
@@ -273,37 +271,6 @@ class LesionSegmenter:
             warnings=([f"{', '.join(absent)} absent from the lobe mask: no total score"] if absent else []) + warnings,
             timings=timings,
         )
-
-
-def lesion_margin(
-    network: InferenceNetwork,
-    image: Volume,
-    inside: NDArray[np.bool_],
-    *,
-    memory_bytes: float,
-    progress: Callable[[float], None] | None = None,
-    warn: Callable[[str], None] | None = None,
-) -> Volume:
-    """By how much lesion is likelier than the likeliest other class.
-
-    Args:
-        network: three classes.
-        image: windowed intensity on the network's grid, zero outside the lobes.
-        inside: bool (z, y, x), the lobes; no more than their surroundings are computed.
-        memory_bytes: what the activations of one tile may take.
-        progress: told the finished fraction.
-        warn: told that memory ran out, and that smaller tiles went on.
-
-    Returns:
-        float32 in [-1, 1], positive where lesion wins; zero where nothing was computed.
-    """
-
-    def margin(logits: Tensor) -> Tensor:
-        probability = logits.softmax(dim=0)  # (3, D, H, W)
-        return probability[LESION] - probability[:LESION].amax(dim=0)
-
-    values = predict_scan(network, image.array, inside, margin, memory_bytes=memory_bytes, progress=progress, warn=warn)
-    return image.with_array(values)
 
 
 def _component_entries(components: Components, subtypes: NDArray[np.uint8], lobes: Volume) -> list[ComponentEntry]:

@@ -34,8 +34,8 @@ REACH = 2  # voxels around the lobes that resampling back to the scan can look a
 # Multiplications per voxel that encoder and decoder see, in units of 27 width^2; the last level costs the same
 # whatever the tiles.
 ENCODER_COST, DECODER_COST = 4.6, 12.0
-# Peak values per voxel and unit of width: the encoder's two finest features, then what of them the decoder needs.
-VALUES_PER_VOXEL = 3.5
+# Peak values per unit of width: for each voxel that the encoder sees, and of one part of the last level.
+VALUES_PER_VOXEL = 3.1
 VALUES_OF_PARTS = 2.5e6
 
 log = logging.getLogger(__name__)

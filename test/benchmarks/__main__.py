@@ -26,7 +26,7 @@ REAL_SCANS = Path("../shared/data/ct")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def networks(box: tuple[int, int, int], slices: int) -> dict[str, Cost]:
+def networks(box: tuple[int, int, int], slices: int, widths: tuple[int, ...]) -> dict[str, Cost]:
     """The cost of each network on the scan, by name."""
     costs: dict[str, Cost] = {}
 
@@ -34,7 +34,7 @@ def networks(box: tuple[int, int, int], slices: int) -> dict[str, Cost]:
         costs[name] = cost
         print(f"{name}: {cost.seconds:.1f} s, {cost.operations / 1e12:.2f} Top", flush=True)
 
-    for width in WIDTHS:
+    for width in widths:
         for precision, dtype in PRECISIONS.items():
             name = f"width {width}, {precision}"
             add(f"{name}, ours", ours.network_cost(width, box, "bf16" if precision == "bf16" else "fp32"))
@@ -61,11 +61,11 @@ def growth(box: tuple[int, int, int]) -> dict[tuple[int, int, int], float]:
     return {b: ours.network_cost(8, b, "auto").seconds * 1e6 / (b[0] * b[1] * b[2]) for b in boxes}
 
 
-def memory(box: tuple[int, int, int], scan: tuple[int, int, int]) -> dict[str, float]:
+def memory(box: tuple[int, int, int], scan: tuple[int, int, int], widths: tuple[int, ...]) -> dict[str, float]:
     """Peak GB of processes."""
     size, text = "x".join(map(str, scan)), "x".join(map(str, box))
     peaks = {f"segment, default model, {size}": measure.peak_memory_gb("segment", size)}
-    for width in WIDTHS:
+    for width in widths:
         for precision in PRECISIONS:
             name = f"network, width {width}, {precision}, {text}"
             peaks[name] = measure.peak_memory_gb("network", str(width), precision, text)
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small boxes: tries the suite, measures nothing of use")
     options = parser.parse_args()
     started = time.perf_counter()
+    widths = (8,) if options.quick else WIDTHS
     box = (48, 40, 56) if options.quick else BOX
     size = (60, 96, 96) if options.quick else (300, 512, 512)
     lung = (50, 60, 80) if options.quick else (300, 400, 440)
@@ -98,11 +99,11 @@ def main() -> None:
         box=box,
         slices=size[0],
         rates={name: measure.peak_rate(dtype) for name, dtype in PRECISIONS.items()},
-        costs=networks(box, size[0]),
+        costs=networks(box, size[0], widths),
         growth=growth(box),
         stages=ours.stages(*scan),
         kernels=ours.kernels(box),
-        memory=memory(box, (64, 96, 96) if options.quick else (600, 512, 512)),
+        memory=memory(box, (64, 96, 96) if options.quick else (600, 512, 512), widths),
         agreement={name: list(ours.agreement(*volumes)) for name, volumes in scans(scan).items()},
         minutes=lambda: (time.perf_counter() - started) / 60,
     )

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from algorithm.engine import make_network
 from algorithm.images import Volume
+from algorithm.margin import lesion_margin
 from algorithm.preprocess import bounding_box, crop, resample
-from algorithm.segmenter import lesion_margin
 from training.ablate.rows import Row
 from training.cam import raw_mask, refined_mask
 from training.cases import Case, Scan
