@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -30,8 +31,16 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 LUNGMASK = Path("lungmask")  # in place of a lobe mask
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
+Engine = Literal["auto", "torch", "openvino"]
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model directory; default: the built-in one.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto takes a GPU where there is one.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="auto takes bf16 where the processor computes it by itself, else fp32.")
+]
+EngineOption = Annotated[
+    Engine, typer.Option("--engine", help="auto takes torch; openvino, if installed, is an alternative on the CPU.")
+]
 MemoryOption = Annotated[float, typer.Option("--memory-gb", min=0.1, help="Memory for the activations of one tile.")]
 InputOption = Annotated[Path, typer.Option("--input-dir", envvar="ALGORITHM_INPUT_DIR", hidden=True)]
 OutputOption = Annotated[Path, typer.Option("--output-dir", envvar="ALGORITHM_OUTPUT_DIR", hidden=True)]
@@ -72,6 +81,8 @@ def segment(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
+    precision: PrecisionOption = "auto",
+    engine: EngineOption = "auto",
     nifti: Annotated[bool, typer.Option("--nifti", help="Write lesions.nii.gz too.")] = False,
 ) -> None:
     """Segment one scan: lesions.mha, severity.json and overview.png, and lobes.mha where none are given."""
@@ -80,15 +91,17 @@ def segment(
         with staged_outputs(output) as staging:
             volume, lobe_mask = read_case(ct, None if lobes == LUNGMASK else lobes)
             with _shown_progress() as progress:
-                segmenter = _load(model, device, memory_gb, lobes)
+                segmenter = _load(model, device, memory_gb, precision, engine, lobes)
                 segmentation = segmenter.segment(volume, lobe_mask, progress=progress)
-            write_labels(segmentation.labels, staging / "lesions.mha")
-            if nifti:
-                write_labels(segmentation.labels, staging / "lesions.nii.gz")
-            if lobe_mask is None:
-                write_labels(segmentation.lobes, staging / "lobes.mha")
-            (staging / "severity.json").write_text(segmentation.report.model_dump_json(indent=2), encoding="utf-8")
-            _draw(volume, segmentation, staging / "overview.png")
+            with ThreadPoolExecutor(1, "draw") as beside:
+                drawing = beside.submit(_draw, volume, segmentation, staging / "overview.png")
+                write_labels(segmentation.labels, staging / "lesions.mha")
+                if nifti:
+                    write_labels(segmentation.labels, staging / "lesions.nii.gz")
+                if lobe_mask is None:
+                    write_labels(segmentation.lobes, staging / "lobes.mha")
+                (staging / "severity.json").write_text(segmentation.report.model_dump_json(indent=2), encoding="utf-8")
+                drawing.result()
         _print_report(segmentation.report)
 
 
@@ -103,6 +116,8 @@ def segment_batch(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
+    precision: PrecisionOption = "auto",
+    engine: EngineOption = "auto",
 ) -> None:
     """Segment many scans, leaving out those that are done, and collect severity.csv."""
     from algorithm.batch_cases import find_cases
@@ -111,7 +126,7 @@ def segment_batch(
     _stop_orderly_on_sigterm()
     with _reported_errors():
         cases = find_cases(scans, None if lobes == LUNGMASK else lobes)
-        failures = segment_cases(_load(model, device, memory_gb, lobes), cases, out, draw=_draw)
+        failures = segment_cases(_load(model, device, memory_gb, precision, engine, lobes), cases, out, draw=_draw)
         for name, reason in failures.items():
             print(f"failed: {name}: {reason}")
         if failures:
@@ -137,7 +152,7 @@ def find_lobes(
             raise InputError(f"--lobes: got {lobes}, expected the word lungmask, or leave it out")
         with staged_outputs(output) as staging:
             volume, _ = read_case(ct, None)
-            report = write_lobes(_load(model, device, 1.0, lobes), volume, staging)
+            report = write_lobes(_load(model, device, 1.0, "auto", "auto", lobes), volume, staging)
         _print_lobes(report)
 
 
@@ -146,13 +161,15 @@ def execute(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
+    precision: PrecisionOption = "auto",
+    engine: EngineOption = "auto",
     input_dir: InputOption = INPUT_DIR,
     output_dir: OutputOption = OUTPUT_DIR,
 ) -> None:
     """Process the case in /input into /output, once."""
     _stop_orderly_on_sigterm()
     with _reported_errors():
-        run_case(_LoadedWhenNeeded(lambda: _load(model, device, memory_gb)), input_dir, output_dir)
+        run_case(_LoadedWhenNeeded(lambda: _load(model, device, memory_gb, precision, engine)), input_dir, output_dir)
 
 
 @app.command()
@@ -160,16 +177,20 @@ def serve(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
+    precision: PrecisionOption = "auto",
+    engine: EngineOption = "auto",
     input_dir: InputOption = INPUT_DIR,
     output_dir: OutputOption = OUTPUT_DIR,
     host: HostOption = "0.0.0.0",
     port: PortOption = 4743,
 ) -> None:
-    """Load the model, then process the case in /input at each POST to /invoke."""
+    """Load the model and warm up, then process the case in /input at each POST to /invoke."""
     from algorithm import server
 
     with _reported_errors():
-        served = server.create_app(_load(model, device, memory_gb), input_dir, output_dir)
+        segmenter = _load(model, device, memory_gb, precision, engine)
+        segmenter.warm_up()
+        served = server.create_app(segmenter, input_dir, output_dir)
         server.serve(served, host=host, port=port)
 
 
@@ -191,12 +212,21 @@ class _LoadedWhenNeeded:
         return self._load().segment(ct, lobes, progress=progress)
 
 
-def _load(model: Path | None, device: Device, memory_gb: float, lobes: Path | None = None) -> LesionSegmenter:
+def _load(
+    model: Path | None,
+    device: Device,
+    memory_gb: float,
+    precision: Precision,
+    engine: Engine,
+    lobes: Path | None = None,
+) -> LesionSegmenter:
     from algorithm.model import find_model  # these import torch, which takes seconds
     from algorithm.segmenter import LesionSegmenter
 
     finder: Literal["model", "lungmask"] = "lungmask" if lobes == LUNGMASK else "model"
-    return LesionSegmenter.from_directory(find_model(model), device=device, memory_gb=memory_gb, lobes_by=finder)
+    return LesionSegmenter.from_directory(
+        find_model(model), device=device, memory_gb=memory_gb, precision=precision, engine=engine, lobes_by=finder
+    )
 
 
 def _draw(ct: Volume, segmentation: Segmentation, path: Path) -> None:

@@ -14,7 +14,7 @@ Padding = Literal["same", "valid"]
 Norm = Literal["batch", "instance"]
 
 LEVELS = 3
-PERIOD = 2**LEVELS  # voxels after which three poolings repeat their phase
+PERIOD: int = 2**LEVELS  # voxels after which three poolings repeat their phase
 CONTEXT = 44  # input voxels per side that valid padding consumes
 SMALLEST_VALID_INPUT = 92
 

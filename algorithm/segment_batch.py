@@ -31,7 +31,7 @@ from algorithm.lobes import LOBES
 from algorithm.report import ModelIdentity
 
 if TYPE_CHECKING:
-    from algorithm.segmenter import LesionSegmenter, Segmentation
+    from algorithm.segmenter import LesionSegmenter, Predicted, Prepared, Segmentation
 
 TABLE_FILE = "severity.csv"
 CASE_FILE = "case.json"
@@ -88,8 +88,9 @@ def segment_cases(
 ) -> dict[str, str]:
     """Segment every case that is not done, and write severity.csv of all cases in the folder.
 
-    While one case is computed the next is read and the one before is written. A case is done where its folder holds
-    all results of the same inputs and model. A case that fails is left out and the others go on.
+    While the network computes one case the next is read and prepared, and the one before is finished and written. A
+    case is done where its folder holds all results of the same inputs and model. A case that fails is left out and the
+    others go on.
 
     Args:
         segmenter: a loaded model.
@@ -115,10 +116,10 @@ def segment_cases(
                 if loaded is None:
                     progress.end(case.name, "done before")
                     continue
-                segmentation = segmenter.segment(loaded.ct, loaded.lobes)
+                predicted = segmenter.predict(loaded.prepared)
                 if writing is not None:
                     writing.result()  # no more than one case waits to be written
-                writing = writer.submit(_write, case, out / case.name, loaded, segmentation, draw, progress)
+                writing = writer.submit(_write, case, out / case.name, loaded, predicted, segmenter, draw, progress)
     return progress.failures | write_table(out)
 
 
@@ -162,15 +163,17 @@ class _Loaded:
     inputs: dict[str, str]
     ct: Volume
     lobes: Volume | None
+    prepared: Prepared
 
 
 def _load(case: BatchCase, out: Path, segmenter: LesionSegmenter) -> _Loaded | None:
-    """Read a case; None where it is done."""
+    """Read and prepare a case; None where it is done."""
     inputs = case.sha256()
     source = segmenter.lobes_by if case.lobes is None else "given"
     if _is_done(out / case.name, inputs, segmenter.model.description.identity, source):
         return None
-    return _Loaded(inputs, *read_case(case.ct, case.lobes))
+    ct, lobes = read_case(case.ct, case.lobes)
+    return _Loaded(inputs, ct, lobes, segmenter.prepare(ct, lobes))
 
 
 def _is_done(folder: Path, inputs: dict[str, str], model: ModelIdentity, lobes_source: str) -> bool:
@@ -185,9 +188,16 @@ def _is_done(folder: Path, inputs: dict[str, str], model: ModelIdentity, lobes_s
 
 
 def _write(
-    case: BatchCase, folder: Path, loaded: _Loaded, segmentation: Segmentation, draw: Draw, progress: _Progress
+    case: BatchCase,
+    folder: Path,
+    loaded: _Loaded,
+    predicted: Predicted,
+    segmenter: LesionSegmenter,
+    draw: Draw,
+    progress: _Progress,
 ) -> None:
     with progress.of(case.name):
+        segmentation = segmenter.finish(loaded.prepared, predicted)
         for left in folder.glob(f"{STAGING_PREFIX}*"):
             shutil.rmtree(left)
         with staged_outputs(folder) as staging:

@@ -15,14 +15,14 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from algorithm import __version__
-from algorithm.errors import InputError
-from algorithm.images import Volume
+from algorithm.engine import Engine, Precision, choose_device, make_network
+from algorithm.images import Geometry, Volume
 from algorithm.lobe_segmenter import FoundLobes, LobeSegmenter, given_lobes
 from algorithm.lungmask_lobes import lungmask_lobes
-from algorithm.model import LESION, Model, load_model
+from algorithm.margin import lesion_margin
+from algorithm.model import Model, load_model
 from algorithm.orientation import from_canonical, to_canonical
 from algorithm.preprocess import (
     Box,
@@ -38,7 +38,6 @@ from algorithm.preprocess import (
 from algorithm.report import ComponentEntry, LobeEntry, SeverityReport, Timings
 from algorithm.severity import lobe_involvement, total_score
 from algorithm.subtypes import SUBTYPES, Components, find_components, paint, vote
-from algorithm.tiling import plan_tiles, predict_tiled
 
 Progress = Callable[[str, float], None]
 Finder = Literal["model", "lungmask"]
@@ -60,27 +59,92 @@ class Segmentation:
     report: SeverityReport
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on its way to the network.
+
+    Attributes:
+        ct: grid of the CT as it was given.
+        whole: the same grid in canonical orientation.
+        box: the part of it around the lungs.
+        lung_ct: HU in the box.
+        lung_lobes: lobe labels in the box.
+        image: what the network sees.
+        inside: bool, which of its voxels lie in a lobe.
+        found: the lobes that were given or found, on the CT's grid.
+        lobes_seconds: spent on finding them.
+        seconds: spent on the rest.
+    """
+
+    ct: Geometry
+    whole: Geometry
+    box: Box
+    lung_ct: Volume
+    lung_lobes: Volume
+    image: Volume
+    inside: NDArray[np.bool_]
+    found: FoundLobes
+    lobes_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the network says of a scan.
+
+    Attributes:
+        margin: positive where lesion wins, on the network's grid.
+        warnings: for the report.
+        seconds: spent.
+    """
+
+    margin: Volume
+    warnings: list[str]
+    seconds: float
+
+
 class LesionSegmenter:
     """A loaded model on a device, ready for any number of scans."""
 
-    def __init__(self, model: Model, *, device: torch.device, memory_gb: float, lobes_by: Finder = "model") -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: torch.device,
+        memory_gb: float,
+        precision: Precision = "fp32",
+        engine: Engine = "torch",
+        lobes_by: Finder = "model",
+    ) -> None:
         """Put a model on a device; `from_directory` is the usual way in.
 
         Args:
             model: what `load_model` returned.
             device: where the network runs.
             memory_gb: what the activations of one tile may take.
+            precision: see `make_network`, as for the engine.
+            engine: what computes the network.
             lobes_by: who finds the lobes of scans that come without: the model's lobe network, or lungmask.
+
+        Raises:
+            InputError: precision or engine cannot be used here.
         """
         self.model = model
         self.device = device
         self.memory_gb = memory_gb
-        self.network = model.network.to(device).eval()
+        self.network = make_network(model.network, device=device, precision=precision, engine=engine)
         self.lobes_by = lobes_by
 
     @classmethod
     def from_directory(
-        cls, directory: Path, *, device: str = "auto", memory_gb: float = 3.0, lobes_by: Finder = "model"
+        cls,
+        directory: Path,
+        *,
+        device: str = "auto",
+        memory_gb: float = 3.0,
+        precision: Precision = "auto",
+        engine: Engine = "auto",
+        lobes_by: Finder = "model",
     ) -> LesionSegmenter:
         """Load a model directory.
 
@@ -88,13 +152,22 @@ class LesionSegmenter:
             directory: what `python -m training export` wrote.
             device: ``auto``, ``cpu`` or ``cuda``; auto takes a GPU where there is one.
             memory_gb: what the activations of one tile may take.
+            precision: ``auto``, ``fp32`` or ``bf16``; auto takes bf16 where the device computes it by itself.
+            engine: ``auto``, ``torch`` or ``openvino``.
             lobes_by: who finds the lobes of scans that come without: the model's lobe network, or lungmask.
 
         Raises:
-            InputError: the model or the device cannot be used.
+            InputError: the model, the device, the precision or the engine cannot be used.
         """
-        model = load_model(directory)
-        return cls(model, device=choose_device(device), memory_gb=memory_gb, lobes_by=lobes_by)
+        model, chosen = load_model(directory), choose_device(device)
+        return cls(model, device=chosen, memory_gb=memory_gb, precision=precision, engine=engine, lobes_by=lobes_by)
+
+    def warm_up(self) -> None:
+        """Segment a small made-up scan, so that the first real one does not wait for what is made once."""
+        axes = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+        geometry = Geometry((48, 48, 48), (1.5, 1.5, 1.5), (0.0, 0.0, 0.0), axes)
+        noise = np.random.default_rng(0).integers(-900, 100, geometry.size_zyx, dtype=np.int16)
+        self.segment(Volume(noise, geometry), Volume(np.ones(geometry.size_zyx, dtype=np.uint8), geometry))
 
     def find_lobes(self, ct: Volume) -> FoundLobes:
         """Find the lobes of a scan that comes without.
@@ -118,44 +191,68 @@ class LesionSegmenter:
             InputError: the lobes do not fit the CT, or there are none to be found.
         """
         report = progress or (lambda step, fraction: None)
+        report("lobes and preprocess", 0.0)
+        prepared = self.prepare(ct, lobes)
+        predicted = self.predict(prepared, progress=lambda fraction: report("network", fraction))
+        report("postprocess", 0.0)
+        return self.finish(prepared, predicted)
+
+    def prepare(self, ct: Volume, lobes: Volume | None = None) -> Prepared:
+        """The first step of `segment`; the three may overlap between scans."""
         started = time.perf_counter()
-        report("lobes", 0.0)
         found = self.find_lobes(ct) if lobes is None else given_lobes(lobes, ct)
         with_lobes = time.perf_counter()
-        report("preprocess", 0.0)
         whole_ct, whole_lobes = to_canonical(ct), to_canonical(found.labels)
         box = bounding_box(whole_lobes.array, margin_voxels(whole_ct.geometry, LUNG_MARGIN_MM))
         lung_ct, lung_lobes = crop(whole_ct, box), crop(whole_lobes, box)
         image, inside = self._network_input(lung_ct, lung_lobes)
-        preprocessed = time.perf_counter()
+        return Prepared(
+            ct=ct.geometry,
+            whole=whole_ct.geometry,
+            box=box,
+            lung_ct=lung_ct,
+            lung_lobes=lung_lobes,
+            image=image,
+            inside=inside,
+            found=found,
+            lobes_seconds=with_lobes - started,
+            seconds=time.perf_counter() - with_lobes,
+        )
 
+    def predict(self, prepared: Prepared, *, progress: Callable[[float], None] | None = None) -> Predicted:
+        """The second step: the network."""
+        started = time.perf_counter()
+        warnings: list[str] = []
         margin = lesion_margin(
             self.network,
-            image,
-            inside,
-            width=self.model.description.architecture.width,
+            prepared.image,
+            prepared.inside,
             memory_bytes=self.memory_gb * 1e9,
-            device=self.device,
-            progress=lambda fraction: report("network", fraction),
+            progress=progress,
+            warn=warnings.append,
         )
-        predicted = time.perf_counter()
+        return Predicted(margin=margin, warnings=warnings, seconds=time.perf_counter() - started)
 
-        report("postprocess", 0.0)
-        lesions = (resample(margin, lung_ct.geometry, "linear").array > 0) & (lung_lobes.array > 0)
-        components = find_components(lesions, lung_ct.array, voxel_ml=ct.geometry.voxel_ml)
+    def finish(self, prepared: Prepared, predicted: Predicted) -> Segmentation:
+        """The last step: back to the scan's grid, lesions by subtype, and the report."""
+        started = time.perf_counter()
+        lung_ct, lung_lobes = prepared.lung_ct, prepared.lung_lobes
+        lesions = resample(predicted.margin, lung_ct.geometry, "linear").array > 0
+        lesions &= lung_lobes.array > 0
+        components = find_components(lesions, lung_ct.array, voxel_ml=prepared.ct.voxel_ml)
         subtypes = vote(components, self.model.reference, self.model.description.subtype_vote)
         labels = paint(components, subtypes)
-        finished = time.perf_counter()
+        on_input_grid = _to_input_grid(labels, prepared)
         timings = Timings(
-            lobes_s=with_lobes - started,
-            preprocess_s=preprocessed - with_lobes,
-            network_s=predicted - preprocessed,
-            postprocess_s=finished - predicted,
+            lobes_s=prepared.lobes_seconds,
+            preprocess_s=prepared.seconds,
+            network_s=predicted.seconds,
+            postprocess_s=time.perf_counter() - started,
         )
         return Segmentation(
-            labels=_to_input_grid(labels, box, whole_ct, ct),
-            lobes=found.labels,
-            report=self._report(labels, lung_lobes, found, components, subtypes, timings),
+            labels=on_input_grid,
+            lobes=prepared.found.labels,
+            report=self._report(labels, prepared, components, subtypes, timings, predicted.warnings),
         )
 
     def _network_input(self, ct: Volume, lobes: Volume) -> tuple[Volume, NDArray[np.bool_]]:
@@ -168,12 +265,13 @@ class LesionSegmenter:
     def _report(
         self,
         labels: NDArray[np.uint8],
-        lobes: Volume,
-        found: FoundLobes,
+        prepared: Prepared,
         components: Components,
         subtypes: NDArray[np.uint8],
         timings: Timings,
+        warnings: list[str],
     ) -> SeverityReport:
+        found, lobes = prepared.found, prepared.lung_lobes
         involvement = lobe_involvement(labels, lobes.array, voxel_ml=lobes.geometry.voxel_ml)
         description = self.model.description
         absent = [entry.lobe.name for entry in involvement if entry.percent is None]
@@ -201,43 +299,10 @@ class LesionSegmenter:
             },
             components=_component_entries(components, subtypes, lobes),
             warnings=found.warnings
-            + ([f"{', '.join(absent)} absent from the lobe mask: no total score"] if absent else []),
+            + ([f"{', '.join(absent)} absent from the lobe mask: no total score"] if absent else [])
+            + warnings,
             timings=timings,
         )
-
-
-@torch.inference_mode()
-def lesion_margin(
-    network: nn.Module,
-    image: Volume,
-    inside: NDArray[np.bool_],
-    *,
-    width: int,
-    memory_bytes: float,
-    device: torch.device,
-    progress: Callable[[float], None] | None = None,
-) -> Volume:
-    """By how much lesion is likelier than the likeliest other class.
-
-    Args:
-        network: three classes, valid padding, in evaluation mode on ``device``.
-        image: windowed intensity on the network's grid, zero outside the lobes.
-        inside: bool (z, y, x), the lobes; places without them are not computed.
-        width: the network's width.
-        memory_bytes: what the activations of one tile may take.
-        device: where to compute.
-        progress: told the finished fraction.
-
-    Returns:
-        float32 in [-1, 1], positive where lesion wins.
-    """
-    plan = plan_tiles(image.geometry.size_zyx, width=width, memory_bytes=memory_bytes)
-
-    def predict(tile: Tensor) -> Tensor:
-        probability: Tensor = network(tile).softmax(dim=1)[0]  # (3, D, H, W)
-        return probability[LESION] - probability[:LESION].amax(dim=0)
-
-    return image.with_array(predict_tiled(predict, image.array, inside, plan, device=device, progress=progress))
 
 
 def _component_entries(components: Components, subtypes: NDArray[np.uint8], lobes: Volume) -> list[ComponentEntry]:
@@ -252,19 +317,7 @@ def _component_entries(components: Components, subtypes: NDArray[np.uint8], lobe
     ]
 
 
-def _to_input_grid(labels: NDArray[np.uint8], box: Box, whole: Volume, ct: Volume) -> Volume:
+def _to_input_grid(labels: NDArray[np.uint8], prepared: Prepared) -> Volume:
     """From the lung box back to the grid of the CT as it was given."""
-    return from_canonical(whole.with_array(uncrop(labels, box, whole.geometry.size_zyx)), ct.geometry)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name.
-
-    Raises:
-        InputError: not ``auto``, ``cpu`` or ``cuda``, or there is no GPU.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device: got {name!r}, expected auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: got cuda, but PyTorch sees no usable GPU here; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    whole = uncrop(labels, prepared.box, prepared.whole.size_zyx)
+    return from_canonical(Volume(whole, prepared.whole), prepared.ct)

@@ -48,8 +48,10 @@ def lobe_involvement(lesions: NDArray[np.uint8], lobes: NDArray[np.uint8], *, vo
         voxel_ml: volume of a voxel.
     """
     size = 1 + max(lobe.label for lobe in LOBES)
-    voxels = np.bincount(lobes.ravel(), minlength=size)
-    lesion_voxels = np.bincount(lobes[lesions > 0], minlength=size)
+    voxels, lesion_voxels = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    for lobe_slice, lesion_slice in zip(lobes, lesions, strict=True):  # bincount takes eight bytes a voxel
+        voxels += np.bincount(lobe_slice.ravel(), minlength=size)
+        lesion_voxels += np.bincount(lobe_slice[lesion_slice > 0], minlength=size)
     return [_involvement(lobe, int(voxels[lobe.label]), int(lesion_voxels[lobe.label]), voxel_ml) for lobe in LOBES]
 
 

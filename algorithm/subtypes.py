@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from algorithm.errors import InputError
 
 SUBTYPES = {1: "ground-glass", 2: "consolidation", 3: "mixed"}
 SMALLEST_SD_HU = 1.0
+SLAB = 8  # slices
 COLUMNS = ("volume_ml", "mean_hu", "sd_hu", "subtype")
 
 
@@ -102,17 +104,38 @@ def find_components(
         hu: CT on the same grid.
         voxel_ml: volume of a voxel.
     """
-    labels, count = cc3d.connected_components(lesions.astype(np.uint8), connectivity=26, return_N=True)
-    where = labels[lesions].astype(np.int64) - 1
-    values = hu[lesions].astype(np.float64)
-    voxels = np.bincount(where, minlength=count).astype(np.float64)
-    mean = np.bincount(where, weights=values, minlength=count) / voxels
-    variance = np.bincount(where, weights=(values - mean[where]) ** 2, minlength=count) / voxels
-    sd = np.maximum(np.sqrt(variance), SMALLEST_SD_HU)
-    centre = [np.bincount(where, weights=axis, minlength=count) / voxels for axis in np.nonzero(lesions)]
+    labels, count = cc3d.connected_components(lesions.astype(np.uint8, copy=False), connectivity=26, return_N=True)
+    voxels, total, squares = np.zeros(count), np.zeros(count), np.zeros(count)
+    places = np.zeros((count, 3))
+    for start, where, inside in _slabs(labels):
+        voxels += np.bincount(where, minlength=count)
+        total += np.bincount(where, weights=hu[start : start + SLAB][inside], minlength=count)
+        for axis, place in enumerate(np.nonzero(inside)):
+            offset = start if axis == 0 else 0
+            places[:, axis] += np.bincount(where, weights=place + offset, minlength=count)
+    mean = total / voxels
+    for start, where, inside in _slabs(labels):
+        squares += np.bincount(where, weights=(hu[start : start + SLAB][inside] - mean[where]) ** 2, minlength=count)
     return Components(
-        labels=labels, volume_ml=voxels * voxel_ml, mean_hu=mean, sd_hu=sd, centre_zyx=np.stack(centre, axis=1)
+        labels=labels,
+        volume_ml=voxels * voxel_ml,
+        mean_hu=mean,
+        sd_hu=np.maximum(np.sqrt(squares / voxels), SMALLEST_SD_HU),
+        centre_zyx=places / voxels[:, None],
     )
+
+
+def _slabs(labels: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.bool_]]]:
+    """A few slices after another, as sums in 64 bits over a whole scan take much memory.
+
+    Yields:
+        The first slice; the entries of its lesion voxels; where these are, bool (z, y, x).
+    """
+    for start in range(0, len(labels), SLAB):
+        slab = labels[start : start + SLAB]
+        inside = slab > 0
+        if inside.any():
+            yield start, slab[inside].astype(np.int64) - 1, inside
 
 
 def normal_kld(
@@ -166,5 +189,8 @@ def vote(components: Components, reference: ReferenceComponents, rules: VoteRule
 
 def paint(components: Components, subtypes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The label map (z, y, x) in which each component carries its subtype."""
-    painted: NDArray[np.uint8] = np.concatenate([np.zeros(1, dtype=np.uint8), subtypes])[components.labels]
+    painted = np.empty(components.labels.shape, dtype=np.uint8)
+    by_label = np.concatenate([np.zeros(1, dtype=np.uint8), subtypes])
+    for slice_labels, target in zip(components.labels, painted, strict=True):
+        target[:] = by_label[slice_labels]
     return painted

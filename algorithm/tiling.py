@@ -1,15 +1,18 @@
-"""A whole scan through the valid-padding network, tile by tile, with a result that does not depend on the tiles.
+"""A whole scan through the network, in tiles and parts of tiles, with a result that does not depend on them.
 
-Three poolings make the network periodic in 8 voxels, and interpolation at a tile's edge is clamped there, which the
-outermost 7 output voxels feel. So tiles start at multiples of 8, give up 8 output voxels per side, and any legal tile
-size returns the same scan to float tolerance.
+Three poolings make the network periodic in 8 voxels, so tiles keep multiples of 8. Where a tile meets the end of the
+scan it needs nothing beyond, see `algorithm.inference_network`; where it meets another it sees `HALO` voxels of it,
+which only the encoder computes. The last level, more than half of the arithmetic, is computed in small parts around
+the lobes, each turned into what is wanted of it at once.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,125 +21,252 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from algorithm.errors import InputError
-from algorithm.network import CONTEXT, PERIOD
+from algorithm.inference_network import LEAD, InferenceNetwork, output_size
+from algorithm.network import PERIOD
+from algorithm.preprocess import Box, bounding_box
 
-DROPPED = 8  # output voxels per side that a tile's border can reach
-MARGIN = CONTEXT + DROPPED  # input voxels before a tile's first kept output voxel
+HALO = 56  # voxels of the next tile that a tile sees: what an output voxel depends on, to a multiple of 8
+PART_ZYX = (32, 48, 48)  # output voxels of the last level computed at once; small enough to fit between the lobes
+SLAB = 16  # slices of the other levels computed at once
+SHRINK = 0.6  # of the memory that was not there
+REACH = 2  # voxels around the lobes that resampling back to the scan can look at
 
-# Peak bytes per input voxel and unit of network width in float32: activations, concatenations and workspace.
-# `python -m pytest test/algorithm/test_tiling.py -k memory` measures it.
-BYTES_PER_VOXEL_AND_WIDTH = 32
+# Multiplications per voxel that encoder and decoder see, in units of 27 width^2; the last level costs the same
+# whatever the tiles.
+ENCODER_COST, DECODER_COST = 4.6, 12.0
+# Peak values per unit of width: for each voxel that the encoder sees, and of one part of the last level.
+VALUES_PER_VOXEL = 3.1
+VALUES_OF_PARTS = 2.5e6
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a tile keeps along one axis of a scan: the voxels from start to stop of size, start a multiple of 8."""
+
+    start: int
+    stop: int
+    size: int
+
+    @property
+    def low(self) -> int:
+        """Voxels before the kept ones that are another tile's."""
+        return HALO if self.start > 0 else 0
+
+    @property
+    def high(self) -> int:
+        """Voxels behind the kept ones that are another tile's."""
+        return HALO if self.stop < self.size else 0
+
+    @property
+    def decoder(self) -> int:
+        """Voxels that the decoder sees: `LEAD` more than are kept at either end, to a multiple of 8."""
+        return PERIOD * math.ceil((self.stop - self.start + 2 * LEAD) / PERIOD)
+
+    @property
+    def encoder(self) -> int:
+        """Voxels that the encoder sees."""
+        return self.low + self.decoder + self.high
+
+    @property
+    def first(self) -> int:
+        """The first voxel that the encoder sees; may lie outside the scan."""
+        return self.start - LEAD - self.low
+
+
+Tile = tuple[Span, Span, Span]
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Equal tiles over a scan.
+    """Tiles that keep every voxel of a scan once.
 
     Attributes:
         shape_zyx: voxels of the scan.
-        kept_zyx: output voxels that each tile contributes per axis, multiples of 8.
+        kept_zyx: what a tile keeps per axis, multiples of 8; the last one of an axis less.
     """
 
     shape_zyx: tuple[int, int, int]
     kept_zyx: tuple[int, int, int]
 
-    @property
-    def counts_zyx(self) -> tuple[int, int, int]:
-        """Tiles per axis."""
-        z, y, x = (math.ceil(n / kept) for n, kept in zip(self.shape_zyx, self.kept_zyx, strict=True))
-        return z, y, x
+    def spans(self) -> list[list[Span]]:
+        """What tiles keep, axis by axis."""
+        return [
+            [Span(start, min(start + kept, n), n) for start in range(0, n, kept)]
+            for n, kept in zip(self.shape_zyx, self.kept_zyx, strict=True)
+        ]
 
-    @property
-    def input_zyx(self) -> tuple[int, int, int]:
-        """Input voxels of a tile per axis: the smallest legal size, 4 (mod 8), that yields what is kept."""
-        z, y, x = (kept + 2 * MARGIN + 4 for kept in self.kept_zyx)
-        return z, y, x
-
-    @property
-    def input_voxels(self) -> int:
-        """Input voxels of one tile."""
-        return int(np.prod(self.input_zyx))
-
-    @property
-    def cost_voxels(self) -> int:
-        """Input voxels of all tiles: proportional to the arithmetic."""
-        return int(np.prod(self.counts_zyx)) * self.input_voxels
-
-    def starts(self) -> Iterator[tuple[int, int, int]]:
-        """First kept voxel of every tile."""
-        z, y, x = (range(0, n, kept) for n, kept in zip(self.shape_zyx, self.kept_zyx, strict=True))
+    def tiles(self) -> Iterator[Tile]:
+        """The tiles in order."""
+        z, y, x = self.spans()
         return itertools.product(z, y, x)
 
+    @property
+    def cost(self) -> float:
+        """Arithmetic of all tiles, in units of 27 width^2 multiplications."""
+        encoder = math.prod(sum(span.encoder for span in spans) for spans in self.spans())
+        decoder = math.prod(sum(span.decoder for span in spans) for spans in self.spans())
+        return ENCODER_COST * encoder + DECODER_COST * decoder
 
-def plan_tiles(shape_zyx: tuple[int, int, int], *, width: int, memory_bytes: float) -> TilePlan:
-    """The plan with the least arithmetic among those whose tile fits into memory.
+    def memory_bytes(self, *, width: int, value_bytes: int) -> float:
+        """Peak memory of the largest tile's features, as `test/benchmarks` measures it."""
+        voxels: int = math.prod(max(span.encoder for span in spans) for spans in self.spans())
+        return width * value_bytes * (VALUES_PER_VOXEL * voxels + VALUES_OF_PARTS)
+
+
+def plan_tiles(shape_zyx: tuple[int, int, int], *, width: int, value_bytes: int, memory_bytes: float) -> TilePlan:
+    """The plan with the least arithmetic among those whose tiles fit into memory.
 
     Args:
         shape_zyx: voxels of the scan.
         width: the network's width.
-        memory_bytes: what the activations of one tile may take.
+        value_bytes: 4 for float32, 2 for bfloat16.
+        memory_bytes: what the features of one tile may take.
 
     Raises:
-        InputError: not even the smallest tile fits.
+        InputError: not even the smallest tiles fit.
     """
     options = [_kept_sizes(n) for n in shape_zyx]
     plans = [TilePlan(shape_zyx, (z, y, x)) for z, y, x in itertools.product(*options)]
-    fitting = [p for p in plans if p.input_voxels * width * BYTES_PER_VOXEL_AND_WIDTH <= memory_bytes]
-    if not fitting:
-        least = min(p.input_voxels for p in plans) * width * BYTES_PER_VOXEL_AND_WIDTH
+    needs = [plan.memory_bytes(width=width, value_bytes=value_bytes) for plan in plans]
+    if min(needs) > memory_bytes:
         raise InputError(
-            f"memory for one tile: got {memory_bytes / 1e9:.2f} GB, expected at least {least / 1e9:.2f} GB; "
+            f"memory for one tile: got {memory_bytes / 1e9:.2f} GB, expected at least {min(needs) / 1e9:.2f} GB; "
             "allow more memory (--memory-gb) or use a narrower model"
         )
-    return min(fitting, key=lambda p: (p.cost_voxels, p.input_voxels))
+    return min((plan for plan, need in zip(plans, needs, strict=True) if need <= memory_bytes), key=lambda p: p.cost)
 
 
-def predict_tiled(
-    predict: Callable[[Tensor], Tensor],
+@torch.inference_mode()
+def predict_scan(
+    network: InferenceNetwork,
     image: NDArray[np.float32],
     inside: NDArray[np.bool_],
-    plan: TilePlan,
+    reduce: Callable[[Tensor], Tensor],
     *,
-    device: torch.device,
+    memory_bytes: float,
     progress: Callable[[float], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Run a valid-padding predictor over a scan.
+    """Run the network over a scan; where memory runs out, again in smaller tiles.
 
     Args:
-        predict: maps an image tile (1, 1, D, H, W) to one value per voxel (D - 88, H - 88, W - 88).
+        network: where and in which precision it computes is its own matter.
         image: float32 (z, y, x); what lies outside it counts as zero.
-        inside: bool (z, y, x); tiles that keep none of these voxels are skipped.
-        plan: tiles for this shape.
-        device: where tiles are computed.
-        progress: told the finished fraction after every tile.
+        inside: bool (z, y, x); no more than a few voxels around these are computed.
+        reduce: maps logits (classes, D, H, W) to one value per voxel.
+        memory_bytes: what the features of one tile may take.
+        progress: told the finished fraction.
+        warn: told that memory ran out.
 
     Returns:
-        float32 (z, y, x), zero in skipped tiles.
+        float32 (z, y, x), zero where nothing was computed.
+
+    Raises:
+        InputError: not even the smallest tiles fit into memory.
     """
-    padding = [(MARGIN, count * kept - n + MARGIN + 4) for n, kept, count in _axes(plan)]
-    padded = np.pad(image, padding)
-    result = np.zeros(image.shape, dtype=np.float32)
-    starts = [start for start in plan.starts() if inside[_box(start, plan.kept_zyx)].any()]
-    for done, start in enumerate(starts, start=1):
-        tile = torch.from_numpy(np.ascontiguousarray(padded[_box(start, plan.input_zyx)]))
-        values = predict(tile[None, None].to(device))
-        kept = values[_box((DROPPED,) * 3, plan.kept_zyx)].float().cpu().numpy()
-        target = result[_box(start, plan.kept_zyx)]
-        target[:] = kept[tuple(slice(0, n) for n in target.shape)]
-        if progress is not None:
-            progress(done / len(starts))
-    return result
+    while True:
+        plan = plan_tiles(image.shape, width=network.width, value_bytes=network.value_bytes, memory_bytes=memory_bytes)
+        try:
+            with _reference_arithmetic():
+                return _predict_tiles(network, image, inside, reduce, plan, progress or (lambda fraction: None))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        used = plan.memory_bytes(width=network.width, value_bytes=network.value_bytes)
+        memory_bytes = SHRINK * used
+        message = (
+            f"memory ran out in tiles that take {used / 1e9:.2f} GB; went on in tiles of {memory_bytes / 1e9:.2f} GB"
+        )
+        log.warning("%s", message)
+        if warn is not None:
+            warn(message)
+        if network.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def _axes(plan: TilePlan) -> Iterator[tuple[int, int, int]]:
-    return zip(plan.shape_zyx, plan.kept_zyx, plan.counts_zyx, strict=True)
+def _reference_arithmetic() -> AbstractContextManager[None]:
+    """On a GPU: float32 as it is, and the same result each time."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of PyTorch, or of what computes for it, says that an allocation failed."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in text for words in ("out of memory", "allocate memory", "bad_alloc", "could not create a memory")
+    )
+
+
+def _predict_tiles(
+    network: InferenceNetwork,
+    image: NDArray[np.float32],
+    inside: NDArray[np.bool_],
+    reduce: Callable[[Tensor], Tensor],
+    plan: TilePlan,
+    progress: Callable[[float], None],
+) -> NDArray[np.float32]:
+    result = torch.zeros(image.shape, dtype=torch.float32, device=network.device)
+    tiles = [(tile, parts) for tile in plan.tiles() if (parts := list(lobe_parts(tile, inside)))]
+    for done, (tile, parts) in enumerate(tiles):
+        x, skip = _coarse_features(network, tile, image)
+        for number, part in enumerate(parts, start=1):
+            start = tuple(p.start - span.start for p, span in zip(part, tile, strict=True))
+            size = tuple(p.stop - p.start + (p.stop - p.start) % 2 for p in part)
+            values = reduce(network.logits(network.decode(0, x, skip, start, size))[0])
+            result[part] = values[tuple(slice(0, p.stop - p.start) for p in part)]
+            progress((done + number / len(parts)) / len(tiles))
+        del x, skip
+    return result.cpu().numpy()
+
+
+def _coarse_features(network: InferenceNetwork, tile: Tile, image: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+    """What the last level of the decoder takes: the next coarser features, and the encoder's finest."""
+    features = network.encode(network.tensor(seen_by(tile, image)))
+    skips, x = features.cropped([span.low for span in tile], [span.high for span in tile])
+    for level in (2, 1):
+        size = [output_size(level, span.decoder) for span in tile]
+        slabs = (
+            network.decode(level, x, skips[level], (z, 0, 0), (min(SLAB, size[0] - z), *size[1:]))
+            for z in range(0, size[0], SLAB)
+        )
+        x = network.joined(size[0], slabs)
+        skips.pop()
+    return x, skips[0]
+
+
+def seen_by(tile: Tile, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the encoder sees of a scan (z, y, x), with zeros where there is none."""
+    seen = np.zeros([span.encoder for span in tile], dtype=np.float32)
+    spans = [(max(span.first, 0), min(span.first + span.encoder, span.size)) for span in tile]
+    target = tuple(slice(a - span.first, b - span.first) for span, (a, b) in zip(tile, spans, strict=True))
+    seen[target] = image[tuple(slice(a, b) for a, b in spans)]
+    return seen
+
+
+def lobe_parts(tile: Tile, inside: NDArray[np.bool_]) -> Iterator[Box]:
+    """The boxes of a scan in which the last level is computed: together they hold each lobe voxel's surroundings.
+
+    Args:
+        tile: only what it keeps.
+        inside: bool (z, y, x).
+    """
+    corners = itertools.product(*(range(s.start, s.stop, n) for s, n in zip(tile, PART_ZYX, strict=True)))
+    for corner in corners:
+        stop = [min(c + n, span.stop) for c, n, span in zip(corner, PART_ZYX, tile, strict=True)]
+        near = [slice(max(a - REACH, 0), b + REACH) for a, b in zip(corner, stop, strict=True)]
+        if not inside[tuple(near)].any():
+            continue
+        box = bounding_box(inside[tuple(near)], (REACH,) * 3)
+        z, y, x = (
+            slice(max(n.start + b.start, a) // 2 * 2, min(n.start + b.stop, e))
+            for n, b, a, e in zip(near, box, corner, stop, strict=True)
+        )
+        yield z, y, x
 
 
 def _kept_sizes(voxels: int) -> list[int]:
     """What a tile may keep along an axis: for each number of tiles the least multiple of 8 that covers the axis."""
     periods = math.ceil(voxels / PERIOD)
     return sorted({PERIOD * math.ceil(periods / count) for count in range(1, periods + 1)})
-
-
-def _box(start_zyx: tuple[int, ...], size_zyx: tuple[int, ...]) -> tuple[slice, ...]:
-    return tuple(slice(start, start + size) for start, size in zip(start_zyx, size_zyx, strict=True))

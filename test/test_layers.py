@@ -25,14 +25,16 @@ REQUIREMENTS = {"algorithm": "requirements.txt"} | {
     folder: f"{folder}/requirements.txt" for folder in PACKAGES if folder != "algorithm"
 }
 OPTIONAL = {
-    "algorithm": "algorithm/requirements-optional.txt",
+    "algorithm": "requirements-optional.txt",
     "training": "training/requirements-optional.txt",
+    "test": "test/benchmarks/requirements.txt",
 }
 
 IMPORTED_BY_OTHERS = {"tensorboard"}  # torch.utils.tensorboard needs it
 
 IMPORT_NAMES = {
     "connected-components-3d": "cc3d",
+    "dynamic-network-architectures": "dynamic_network_architectures",
     "lightning-fabric": "lightning_fabric",
     "pydensecrf2": "pydensecrf",
     "scikit-image": "skimage",
@@ -120,11 +122,12 @@ def tree(tmp_path: Path) -> Path:
     """A small project that breaks no rule."""
     files = {
         "requirements.txt": "numpy>=1\nSimpleITK>=2 # files\nuvicorn[standard]>=0.3\n",
-        "algorithm/requirements-optional.txt": "lungmask\n",
+        "requirements-optional.txt": "-r requirements.txt\nlungmask\n",
         "training/requirements.txt": "-r ../requirements.txt\nscikit-learn\n",
         "training/requirements-optional.txt": "-r requirements.txt\ndask[distributed]\n",
         "evaluation/requirements.txt": "pandas\n",
         "batch/requirements.txt": "gcapi>=0.16,<0.17\n",
+        "test/benchmarks/requirements.txt": "",
         "test/requirements.txt": "-r ../training/requirements.txt\npytest\n",
         "algorithm/images.py": "import os, numpy.typing\nimport SimpleITK as sitk\n",
         "algorithm/lobes.py": "import lungmask\n",

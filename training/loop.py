@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -25,6 +25,8 @@ from training.parallel import console
 from training.settings import LoopSettings
 from training.settling import settle_statistics
 from training.stages import Run, processes
+
+Network = TypeVar("Network", bound=nn.Module)
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -159,7 +161,7 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
 
-def load_trained(network: nn.Module, folder: Path) -> nn.Module:
+def load_trained(network: Network, folder: Path) -> Network:
     """Load the best weights of a finished training, the last ones if it had no validation, for use on the CPU.
 
     Raises:

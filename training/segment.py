@@ -99,7 +99,7 @@ def new_network(settings: SegmentSettings) -> UNet3D:
     return network
 
 
-def trained_network(run: Run, labels: Labels = "pseudo") -> nn.Module:
+def trained_network(run: Run, labels: Labels = "pseudo") -> UNet3D:
     """The final network of a finished stage."""
     return load_trained(new_network(run.config.segment), run.folder(stage_name(labels)))
 

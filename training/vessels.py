@@ -19,13 +19,15 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
+from algorithm.engine import make_network
 from algorithm.errors import InputError
 from algorithm.images import Volume
+from algorithm.inference_network import InferenceNetwork
 from algorithm.lobes import LOBES
 from algorithm.model import LESION, VESSEL
 from algorithm.network import Padding, UNet3D
 from algorithm.preprocess import resample
-from algorithm.tiling import plan_tiles, predict_tiled
+from algorithm.tiling import predict_scan
 from evaluation.metrics import dice
 from training.augment import flip, stretch_contrast
 from training.batches import Batches
@@ -165,27 +167,23 @@ def new_network(settings: VesselSettings, padding: Padding = "same") -> UNet3D:
     return network
 
 
-@torch.inference_mode()
 def vessel_probability(
-    network: nn.Module, image: NDArray[np.floating[Any]], lungs: NDArray[np.bool_], fabric: Fabric, *, width: int
+    network: InferenceNetwork, image: NDArray[np.floating[Any]], lungs: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
     """Vessel probability of a whole scan, in tiles that fit into memory and do not show in the result.
 
     Args:
-        network: one logit, valid padding, in evaluation mode on the fabric's device.
+        network: one logit.
         image: windowed intensity (z, y, x), zero outside the lobes.
-        lungs: bool, the same shape; tiles without them stay zero.
-        fabric: device and precision.
-        width: the network's width.
+        lungs: bool, the same shape; what lies far from them stays zero.
     """
-    plan = plan_tiles(lungs.shape, width=width, memory_bytes=TILE_MEMORY_BYTES)
-
-    def predict(tile: Tensor) -> Tensor:
-        with fabric.autocast():
-            logits: Tensor = network(tile)  # (1, 1, D, H, W)
-        return logits.float().sigmoid()[0, 0]
-
-    return predict_tiled(predict, image.astype(np.float32), lungs, plan, device=fabric.device)
+    return predict_scan(
+        network,
+        image.astype(np.float32),
+        lungs,
+        lambda logits: logits[0].sigmoid(),
+        memory_bytes=TILE_MEMORY_BYTES,
+    )
 
 
 def _write_references(run: Run, scans: list[HealthyScan]) -> None:
@@ -235,11 +233,11 @@ def _train(run: Run, fabric: Fabric, scans: list[HealthyScan], folder: Path) -> 
 def _predict(run: Run, fabric: Fabric, cases: list[Case], folder: Path) -> None:
     """Write the masks of the cases that have not got them."""
     settings = run.config.vessels
-    network = load_trained(new_network(settings, "valid"), folder).to(fabric.device)
+    network = make_network(load_trained(new_network(settings, "valid"), folder), device=fabric.device)
     todo = [prepared(run, case) for case in cases if not (folder / MASKS / case.name).is_dir()]
     for case in track(todo, "vessels", console=console):
         image, lungs, grid = case.array("scan_image"), case.array("scan_lobes") > 0, case.geometry("scan")
-        probability = vessel_probability(network, image, lungs, fabric, width=settings.width)
+        probability = vessel_probability(network, image, lungs)
         mask = (probability > settings.threshold) & lungs
         mask = without_thick(mask, spacing_mm=grid.spacing_zyx_mm[0], thickest_mm=settings.thickest_mm)
         _write_masks(case, Volume(mask.astype(np.uint8), grid), folder / MASKS)

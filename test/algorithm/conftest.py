@@ -35,6 +35,7 @@ class FakeSegmenter:
 
     def __init__(self) -> None:
         self.cases = 0
+        self.is_warm = False
         self.error: Exception | None = None
         self.before: Callable[[], object] = lambda: None
 
@@ -43,20 +44,35 @@ class FakeSegmenter:
             raise self.error
         return FoundLobes(ct.with_array(np.full(ct.array.shape, 3, np.uint8)), "model", {3: 0.75}, ["a doubt"])
 
+    def warm_up(self) -> None:
+        self.is_warm = True
+
     def segment(
         self, ct: Volume, lobes: Volume | None = None, *, progress: Callable[[str, float], None] | None = None
     ) -> Any:
+        tell = progress or (lambda step, fraction: None)
+        prepared = self.prepare(ct, lobes)
+        return self.finish(prepared, self.predict(prepared, progress=lambda fraction: tell("network", fraction)))
+
+    def prepare(self, ct: Volume, lobes: Volume | None) -> tuple[Volume, Volume, str]:
+        if lobes is None:
+            return ct, self.find_lobes(ct).labels, self.lobes_by
+        return ct, lobes, "given"
+
+    def predict(self, prepared: tuple[Volume, Volume, str], *, progress: Callable[[float], None] | None = None) -> Any:
         self.before()
         if progress is not None:
-            progress("network", 0.5)
+            progress(0.5)
         if self.error is not None:
             raise self.error
         self.cases += 1
-        found = lobes is None
-        lobes = lobes or self.find_lobes(ct).labels
-        labels = ct.with_array((lobes.array == 3).astype(np.uint8))
-        report = _report().model_copy(update={"lobes_source": self.lobes_by if found else "given"})
-        return SimpleNamespace(labels=labels, lobes=lobes, report=report)
+        ct, lobes, _ = prepared
+        return ct.with_array((lobes.array == 3).astype(np.uint8))
+
+    def finish(self, prepared: tuple[Volume, Volume, str], predicted: Volume) -> Any:
+        _, lobes, source = prepared
+        report = _report().model_copy(update={"lobes_source": source})
+        return SimpleNamespace(labels=predicted, lobes=lobes, report=report)
 
 
 def _report() -> SeverityReport:

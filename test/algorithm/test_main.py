@@ -23,7 +23,7 @@ RESULTS = {"lesions.mha", "severity.json", "overview.png"}
 @pytest.fixture(autouse=True)
 def light(monkeypatch, fake_segmenter):
     """The stand-in instead of a loaded model, and an empty picture."""
-    monkeypatch.setattr(main, "_load", lambda model, device, memory_gb, lobes=None: fake_segmenter)
+    monkeypatch.setattr(main, "_load", lambda *arguments: fake_segmenter)
     monkeypatch.setattr(main, "_draw", lambda ct, segmentation, path: path.write_bytes(b"png"))
     handler = signal.getsignal(signal.SIGTERM)
     yield
@@ -92,7 +92,7 @@ def test_segment_without_lobes_writes_those_that_it_finds(run, scan, tmp_path, c
 
 def test_lungmask_in_place_of_a_lobe_mask(run, scan, tmp_path, monkeypatch, fake_segmenter):
     asked = []
-    monkeypatch.setattr(main, "_load", lambda *arguments: asked.append(arguments[3]) or fake_segmenter)
+    monkeypatch.setattr(main, "_load", lambda *arguments: asked.append(arguments[5]) or fake_segmenter)
     assert run("segment", scan[0], "--lobes", "lungmask", "-o", tmp_path / "out").exit_code == 0
     assert asked == [Path("lungmask")]
     assert (tmp_path / "out" / "lobes.mha").is_file()
@@ -169,6 +169,25 @@ def test_serve(run, input_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(server, "serve", lambda app, **address: served.update(address))
     assert run("serve", "--input-dir", input_dir, "--output-dir", tmp_path / "output").exit_code == 0
     assert served == {"host": "0.0.0.0", "port": 4743}
+
+
+def test_serve_warms_up_before_it_listens(run, input_dir, tmp_path, monkeypatch, fake_segmenter):
+    from algorithm import server
+
+    warm = []
+    monkeypatch.setattr(server, "serve", lambda app, **address: warm.append(fake_segmenter.is_warm))
+    assert not fake_segmenter.is_warm
+    assert run("serve", "--input-dir", input_dir, "--output-dir", tmp_path / "output").exit_code == 0
+    assert warm == [True]
+
+
+def test_precision_and_engine_reach_the_segmenter(run, scan, tmp_path, monkeypatch, fake_segmenter):
+    asked = []
+    monkeypatch.setattr(main, "_load", lambda *arguments: asked.append(arguments) or fake_segmenter)
+    assert run("segment", *scan, "-o", tmp_path / "out").exit_code == 0
+    options = ["--precision", "bf16", "--engine", "openvino", "--memory-gb", "1", "--device", "cpu"]
+    assert run("segment", *scan, *options, "-o", tmp_path / "out").exit_code == 0
+    assert asked == [(None, "auto", 3.0, "auto", "auto"), (None, "cpu", 1.0, "bf16", "openvino")]
 
 
 def test_schema(run):

@@ -289,7 +289,7 @@ def test_a_folder_is_hashed_by_its_contents_alone(tmp_path) -> None:
 
 @pytest.fixture
 def command(segmenter, scans, tmp_path, monkeypatch):
-    monkeypatch.setattr(main, "_load", lambda model, device, memory_gb, lobes: segmenter)
+    monkeypatch.setattr(main, "_load", lambda *arguments: segmenter)
     monkeypatch.setattr(main, "_draw", lambda ct, segmentation, path: path.write_bytes(b"png"))
     handler = signal.getsignal(signal.SIGTERM)
     arguments = ["segment-batch", scans, "--lobes", tmp_path / "lobes", "--out", tmp_path / "out"]

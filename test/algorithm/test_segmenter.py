@@ -5,30 +5,31 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from algorithm import segmenter as segmenter_module
+from algorithm import tiling
 from algorithm.errors import InputError
 from algorithm.images import Geometry, Volume
+from algorithm.inference_network import InferenceNetwork
 from algorithm.lobes import LOBES
-from algorithm.network import CONTEXT, centre_crop
 from algorithm.segmenter import LesionSegmenter
+
+CPU = torch.device("cpu")
 
 ORIENTATIONS = [
     (order, flips) for order in itertools.permutations(range(3)) for flips in itertools.product((False, True), repeat=3)
 ]
 
 
-class Threshold(torch.nn.Module):
+def threshold(network, image: Volume, inside, *, memory_bytes, progress, warn) -> Volume:
     """Stands in for the network: lesion is what is brighter than -600 HU."""
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        x = centre_crop(image, tuple(n - 2 * CONTEXT for n in image.shape[2:]))
-        return torch.cat([torch.zeros_like(x), torch.zeros_like(x) - 9, (x - 0.4) * 50], dim=1)
+    progress(1.0)
+    return image.with_array(np.tanh((image.array - 0.4) * 25))
 
 
 @pytest.fixture
-def segmenter(tiny_model) -> LesionSegmenter:
-    segmenter = LesionSegmenter(tiny_model, device=torch.device("cpu"), memory_gb=1.0)
-    segmenter.network = Threshold()
-    return segmenter
+def segmenter(tiny_model, monkeypatch) -> LesionSegmenter:
+    monkeypatch.setattr(segmenter_module, "lesion_margin", threshold)
+    return LesionSegmenter(tiny_model, device=CPU, memory_gb=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +108,34 @@ def test_twice_the_same_scan_is_twice_the_same_result(segmenter, scan):
     assert first.report.model_dump(exclude={"timings"}) == second.report.model_dump(exclude={"timings"})
 
 
-def test_memory_does_not_change_the_answer_of_a_real_network(tiny_model, scan):
-    results = []
-    for memory_gb in (0.07, 4.0):
-        segmenter = LesionSegmenter(tiny_model, device=torch.device("cpu"), memory_gb=memory_gb)
-        results.append(segmenter.segment(*scan).labels.array)
-    assert (results[0] == results[1]).mean() > 0.9999
+def test_tiles_do_not_change_the_answer_of_a_real_network(tiny_model, scan, monkeypatch):
+    segmenter = LesionSegmenter(tiny_model, device=CPU, memory_gb=1.0)
+    whole = segmenter.segment(*scan).labels.array
+    monkeypatch.setattr(tiling, "plan_tiles", lambda shape, **_: tiling.TilePlan(shape, (16, 16, 16)))
+    assert (segmenter.segment(*scan).labels.array == whole).mean() > 0.9999
+
+
+def test_memory_that_runs_out_is_told(tiny_model, scan, monkeypatch):
+    """The first tile does not fit; the answer is that of one that does, and the report says so."""
+    encode, failures = InferenceNetwork.encode, [RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+
+    def fails_once(self, image):
+        if failures:
+            raise failures.pop()
+        return encode(self, image)
+
+    segmenter = LesionSegmenter(tiny_model, device=CPU, memory_gb=1.0)
+    expected = segmenter.segment(*scan)
+    assert expected.report.warnings == []
+    monkeypatch.setattr(InferenceNetwork, "encode", fails_once)
+    monkeypatch.setattr(tiling, "SHRINK", 1.0)  # so small a scan has no smaller tiles
+    result = segmenter.segment(*scan)
+    assert [warning.partition(" in ")[0] for warning in result.report.warnings] == ["memory ran out"]
+    assert (result.labels.array == expected.labels.array).mean() > 0.9999
+
+
+def test_warm_up_takes_nothing_but_time(tiny_model):
+    LesionSegmenter(tiny_model, device=CPU, memory_gb=1.0).warm_up()
 
 
 def test_an_absent_lobe_has_no_score_and_neither_has_the_total(segmenter, scan):

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from algorithm.engine import make_network
 from algorithm.images import Volume
+from algorithm.margin import lesion_margin
 from algorithm.preprocess import bounding_box, crop, resample
-from algorithm.segmenter import lesion_margin
 from training.ablate.rows import Row
 from training.cam import raw_mask, refined_mask
 from training.cases import Case, Scan
@@ -137,7 +138,7 @@ def _dram(run: Run, settings: RegressSettings, folder: Path) -> Predictor:
 def _network(run: Run, labels: Labels) -> Predictor:
     """The final network, trained on pseudo labels or on reference labels."""
     fabric = make_fabric(run, run.config.segment.precision)
-    network = trained_network(run, labels).to(fabric.device)
+    network = make_network(trained_network(run, labels), device=fabric.device)
 
     def predict(case: Case, scan: Scan) -> NDArray[np.bool_]:
         cache = prepared(run, case)
@@ -145,9 +146,7 @@ def _network(run: Run, labels: Labels) -> Predictor:
             network,
             Volume(cache.array("scan_image").astype(np.float32), cache.geometry("scan")),
             cache.array("scan_lobes") > 0,
-            width=run.config.segment.width,
             memory_bytes=MEMORY_BYTES,
-            device=fabric.device,
         )
         return on_ct_grid(margin, scan)
 
