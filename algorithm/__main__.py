@@ -31,12 +31,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 LUNGMASK = Path("lungmask")  # in place of a lobe mask
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["fp32", "bf16"]
 Engine = Literal["auto", "torch", "openvino"]
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model directory; default: the built-in one.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto takes a GPU where there is one.")]
 PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", help="auto takes bf16 where the processor computes it by itself, else fp32.")
+    Precision,
+    typer.Option("--precision", help="bf16 may be faster, and moves single voxels."),
 ]
 EngineOption = Annotated[
     Engine, typer.Option("--engine", help="auto takes torch; openvino, if installed, is an alternative on the CPU.")
@@ -81,7 +82,7 @@ def segment(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = "fp32",
     engine: EngineOption = "auto",
     nifti: Annotated[bool, typer.Option("--nifti", help="Write lesions.nii.gz too.")] = False,
 ) -> None:
@@ -116,7 +117,7 @@ def segment_batch(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = "fp32",
     engine: EngineOption = "auto",
 ) -> None:
     """Segment many scans, leaving out those that are done, and collect severity.csv."""
@@ -152,7 +153,7 @@ def find_lobes(
             raise InputError(f"--lobes: got {lobes}, expected the word lungmask, or leave it out")
         with staged_outputs(output) as staging:
             volume, _ = read_case(ct, None)
-            report = write_lobes(_load(model, device, 1.0, "auto", "auto", lobes), volume, staging)
+            report = write_lobes(_load(model, device, 1.0, "fp32", "auto", lobes), volume, staging)
         _print_lobes(report)
 
 
@@ -161,7 +162,7 @@ def execute(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = "fp32",
     engine: EngineOption = "auto",
     input_dir: InputOption = INPUT_DIR,
     output_dir: OutputOption = OUTPUT_DIR,
@@ -177,7 +178,7 @@ def serve(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = 3.0,
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = "fp32",
     engine: EngineOption = "auto",
     input_dir: InputOption = INPUT_DIR,
     output_dir: OutputOption = OUTPUT_DIR,

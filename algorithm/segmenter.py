@@ -142,7 +142,7 @@ class LesionSegmenter:
         *,
         device: str = "auto",
         memory_gb: float = 3.0,
-        precision: Precision = "auto",
+        precision: Precision = "fp32",
         engine: Engine = "auto",
         lobes_by: Finder = "model",
     ) -> LesionSegmenter:
@@ -152,7 +152,7 @@ class LesionSegmenter:
             directory: what `python -m training export` wrote.
             device: ``auto``, ``cpu`` or ``cuda``; auto takes a GPU where there is one.
             memory_gb: what the activations of one tile may take.
-            precision: ``auto``, ``fp32`` or ``bf16``; auto takes bf16 where the device computes it by itself.
+            precision: ``fp32`` or ``bf16``, see `make_network`.
             engine: ``auto``, ``torch`` or ``openvino``.
             lobes_by: who finds the lobes of scans that come without: the model's lobe network, or lungmask.
 

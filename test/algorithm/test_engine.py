@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from algorithm import engine as engine_module
-from algorithm.engine import choose_device, computes_bf16, make_network
+from algorithm.engine import choose_device, make_network
 from algorithm.errors import InputError
 from algorithm.model import find_model, load_model
 from algorithm.network import UNet3D
@@ -30,20 +29,6 @@ def test_devices():
     assert choose_device("cpu") == CPU
 
 
-@pytest.mark.parametrize("can", [False, True])
-def test_auto_takes_bf16_where_the_device_computes_it(trained, monkeypatch, can):
-    monkeypatch.setattr(engine_module, "computes_bf16", lambda device: can)
-    assert make_network(trained, device=CPU, precision="auto").dtype == (torch.bfloat16 if can else torch.float32)
-
-
-def test_bf16_of_a_processor(monkeypatch):
-    for capabilities, expected in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=capabilities: known, raising=False)
-        assert computes_bf16(CPU) is expected
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert computes_bf16(CPU) is False
-
-
 def test_features_take_the_precision_and_the_last_layer_keeps_float32(trained):
     network = make_network(trained, device=CPU, precision="bf16")
     assert {p.dtype for p in network.down.parameters()} == {torch.bfloat16} and network.value_bytes == 2
@@ -52,7 +37,7 @@ def test_features_take_the_precision_and_the_last_layer_keeps_float32(trained):
 
 
 def test_unknown_names_are_refused(trained):
-    with pytest.raises(InputError, match="precision: got 'fp16', expected auto, fp32 or bf16"):
+    with pytest.raises(InputError, match="precision: got 'fp16', expected fp32 or bf16"):
         make_network(trained, device=CPU, precision="fp16")
     with pytest.raises(InputError, match="engine: got 'onnx', expected auto, torch or openvino"):
         make_network(trained, device=CPU, engine="onnx")

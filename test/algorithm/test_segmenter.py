@@ -164,8 +164,7 @@ def test_progress_is_told_step_by_step(segmenter, scan):
     told: list[tuple[str, float]] = []
     segmenter.segment(*scan, progress=lambda step, fraction: told.append((step, fraction)))
     assert [step for step, _ in itertools.groupby(told, key=lambda entry: entry[0])] == [
-        "lobes",
-        "preprocess",
+        "lobes and preprocess",
         "network",
         "postprocess",
     ]

@@ -61,7 +61,7 @@ def run_network(network: InferenceNetwork, box_zyx: tuple[int, int, int]) -> NDA
 
 def kernels(box_zyx: tuple[int, int, int]) -> dict[str, float]:
     """Share of the default network's time by PyTorch operation, the largest first."""
-    network = make_network(trained(DEFAULT_WIDTH), device=CPU, precision="auto")
+    network = make_network(trained(DEFAULT_WIDTH), device=CPU, precision="fp32")
     run_network(network, (32, 48, 48))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run_network(network, box_zyx)
