@@ -91,7 +91,7 @@ def test_twice_run_gives_twice_the_same_bytes(model, scan, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["P001", "cap002", "normal001"])
+@pytest.mark.parametrize("case", ["P001"])
 def test_real_scans(model, case):
     folder = REAL_SCANS / case
     if not folder.is_dir():
