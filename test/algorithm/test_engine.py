@@ -56,7 +56,7 @@ def test_openvino_computes_on_the_cpu_only(trained, monkeypatch):
 
 
 def test_auto_does_without_openvino(trained):
-    make_network(trained, device=CPU, precision="auto", engine="auto")
+    make_network(trained, device=CPU, precision="fp32", engine="auto")
     assert "openvino" not in sys.modules
 
 
