@@ -3,12 +3,13 @@ import copy
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 from torch.nn import functional
 
 from training.dram import DramNetwork
 
 
-def parameters_of(network: torch.nn.Module) -> int:
+def parameters_of(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -94,8 +95,9 @@ def test_refinement_trains_both_parts_and_the_raw_map_one():
 
 
 def test_instance_normalisation():
-    norms = {type(module).__name__ for module in DramNetwork(width=1, attention=True, norm="instance").modules()}
-    assert "InstanceNorm3d" in norms and "BatchNorm3d" not in norms
+    modules = list(DramNetwork(width=1, attention=True, norm="instance").modules())
+    assert sum(isinstance(module, nn.InstanceNorm3d) for module in modules) == 14
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in modules)
 
 
 def test_steps_under_fabric_in_mixed_precision():
