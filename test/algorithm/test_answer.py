@@ -16,7 +16,6 @@ from algorithm.severity import SCORE_LOWER_PERCENT
 
 CPU = torch.device("cpu")
 SAMPLE = Path(__file__).parents[1] / "sample"
-REAL_SCANS = Path(__file__).parents[3] / "shared/data/ct"
 LEAST_DICE = {"fp32": 0.999, "bf16": 0.99}  # the sample has 1338 lesion voxels, of which bf16 moves 7
 NEAR_A_BORDER_PERCENT = 0.1
 
@@ -88,14 +87,3 @@ def test_twice_run_gives_twice_the_same_bytes(model, scan, precision):
     first, second = (segmenter.segment(*scan) for _ in range(2))
     assert first.labels.array.tobytes() == second.labels.array.tobytes()
     assert first.report.model_dump(exclude={"timings"}) == second.report.model_dump(exclude={"timings"})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["P001"])
-def test_real_scans(model, case):
-    folder = REAL_SCANS / case
-    if not folder.is_dir():
-        pytest.skip(f"{REAL_SCANS} is absent: real scans are not tested")
-    scan = read_ct(folder / "ct.mha"), read_labels(folder / "lobes.mha")
-    results = [LesionSegmenter(model, device=CPU, memory_gb=memory_gb).segment(*scan) for memory_gb in (20.0, 0.3)]
-    require_same_answer(results[1], results[0], "fp32")
