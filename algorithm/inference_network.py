@@ -43,6 +43,23 @@ class Features(NamedTuple):
         return Features([cut(x, n) for n, x in enumerate(self.skips)], cut(self.bottom, LEVELS))
 
 
+def has_onednn() -> bool:
+    """Whether this PyTorch brings oneDNN."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+class Convolution(nn.Conv3d):
+    """A convolution that oneDNN computes on the CPU, where PyTorch takes a slow way for small float32 features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (1, C', D', H', W') of features (1, C, D, H, W)."""
+        padding = self.padding
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call] # for OpenVINO
+        if not x.is_cpu or is_traced or not has_onednn() or isinstance(padding, str):
+            return super().forward(x)
+        return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
+
+
 class Block(nn.Module):
     """Two convolutions, each followed by the lower bounds of its channels."""
 
@@ -124,8 +141,8 @@ class InferenceNetwork(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (1, classes, D, H, W) in float32 of the decoder's finest features."""
-        logits: Tensor = self.last(x.float())
-        return logits
+        weight, bias = self.last.weight.flatten(1), self.last.bias  # a matrix product: PyTorch's own 1x1x1 can be slow
+        return functional.linear(x.float().permute(0, 2, 3, 4, 1), weight, bias).permute(0, 4, 1, 2, 3)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> InferenceNetwork:
         """This network on a device, in a precision; the last layer keeps float32."""
@@ -215,8 +232,10 @@ def _convert(block: nn.Module, scale: _Scale, padding: tuple[int, int]) -> tuple
             scale = _Scale(exact.relu(), factor)
             fused.weight *= factor.view(-1, 1, 1, 1, 1)
             fused.bias.copy_(exact - scale.background)
-        fused.padding = (pad,) * 3
-        convolutions.append(fused)
+        outputs, inputs = fused.weight.shape[:2]
+        converted = Convolution(inputs, outputs, kernel_size=3, padding=pad, dtype=torch.float64)
+        converted.load_state_dict(fused.state_dict())
+        convolutions.append(converted)
         floors.append(-scale.background)
     return Block(convolutions[0], convolutions[1], (floors[0], floors[1])), scale
 

@@ -35,7 +35,7 @@ REACH = 2  # voxels around the lobes that resampling back to the scan can look a
 # whatever the tiles.
 ENCODER_COST, DECODER_COST = 4.6, 12.0
 # Peak values per unit of width: for each voxel that the encoder sees, and of one part of the last level.
-VALUES_PER_VOXEL = 3.1
+VALUES_PER_VOXEL = 3.4
 VALUES_OF_PARTS = 2.5e6
 
 log = logging.getLogger(__name__)

@@ -74,11 +74,10 @@ def test_the_answer_is_that_of_any_tiles(model, scan, reference, monkeypatch, pr
     require_same_answer(segmenter.segment(*scan), reference, precision)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_answer_is_that_of_openvino(model, scan, reference, precision):
+def test_the_answer_is_that_of_openvino(model, scan, reference):
     pytest.importorskip("openvino")
-    segmenter = LesionSegmenter(model, device=CPU, memory_gb=3.0, precision=precision, engine="openvino")
-    require_same_answer(segmenter.segment(*scan), reference, precision)
+    segmenter = LesionSegmenter(model, device=CPU, memory_gb=3.0, engine="openvino")
+    require_same_answer(segmenter.segment(*scan), reference, "fp32")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from algorithm.inference_network import InferenceNetwork, _upsample, output_size
+from algorithm.inference_network import Convolution, InferenceNetwork, _upsample, output_size
 from algorithm.network import UNet3D
 
 
@@ -80,3 +80,12 @@ def test_cropped_features_are_those_of_the_cropped_image():
         expected = network.encode(image[..., 8:-8])
     for got, wanted in zip([*cropped.skips, cropped.bottom], [*expected.skips, expected.bottom], strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_convolution_is_that_of_pytorch(dtype):
+    convolution = Convolution(3, 4, kernel_size=3, padding=2, dtype=dtype)
+    x = torch.rand(1, 3, 6, 7, 8).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        expected = functional.conv3d(x, convolution.weight, convolution.bias, padding=2)
+        torch.testing.assert_close(convolution(x), expected)

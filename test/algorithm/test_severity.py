@@ -35,8 +35,8 @@ def test_score_never_falls_as_the_percentage_rises(a, b):
 @given(st.integers(0, 5), st.floats(0, 1))
 def test_training_intervals_lie_in_their_bands(score, position):
     lower, upper = SCORE_INTERVALS[score]
-    fraction = lower + position * (upper - lower)
-    assert score_of_percent(100 * fraction) in (score, score + 1 if fraction == upper else score)
+    percent = 100 * (lower + position * (upper - lower))  # may round to the upper end, where the next score begins
+    assert score_of_percent(percent) in (score, score + 1 if percent == 100 * upper else score)
 
 
 @pytest.mark.parametrize("percent", [-0.1, 100.1, float("nan")])

@@ -43,7 +43,7 @@ def networks(box: tuple[int, int, int], slices: int, widths: tuple[int, ...]) ->
                 add(f"{name}, ours by OpenVINO", _by_openvino(width, box, precision, costs[f"{name}, ours"]))
     for precision, dtype in PRECISIONS.items():
         add(f"nnU-Net, {precision}", peers.nnunet(box, dtype))
-        add(f"lungmask, {precision}", peers.lungmask(slices, dtype))
+    add("lungmask, fp32", peers.lungmask(slices))
     return costs
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -67,13 +66,14 @@ def peak_rate(dtype: torch.dtype) -> float:
 def peak_memory_gb(what: str, *arguments: str) -> float:
     """The peak memory of a process that runs one of the functions in `benchmarks.children`."""
     command = [sys.executable, "-m", "benchmarks.children", what, *arguments]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return float(json.loads(output.splitlines()[-1])["peak_gb"])
 
 
 def own_peak_gb() -> float:
-    """The peak memory of this process until now."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    """The peak memory of this process until now; what getrusage says begins with the parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
 
 def hardware() -> str:

@@ -87,7 +87,7 @@ def stages(ct: Volume, lobes: Volume) -> dict[str, float]:
             "network": timings.network_s,
             "postprocess": timings.postprocess_s,
             "write": seconds(lambda: write_labels(segmentation.labels, folder / "lesions.mha")),
-            "picture": seconds(lambda: draw_overview(ct, lobes, segmentation, folder / "overview.png")),
+            "picture": seconds(lambda: draw_overview(ct, segmentation, folder / "overview.png")),
         }
     return steps
 

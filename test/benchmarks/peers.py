@@ -66,7 +66,7 @@ def nnunet_network() -> nn.Module:
     return network.eval()
 
 
-def lungmask(slices: int, dtype: torch.dtype) -> Cost:
+def lungmask(slices: int) -> Cost:
     """lungmask's network R231 with random weights, once over all slices; its lobe model takes two networks."""
     folder = importlib.util.find_spec("lungmask")
     assert folder is not None and folder.origin is not None
@@ -77,7 +77,7 @@ def lungmask(slices: int, dtype: torch.dtype) -> Cost:
     spec.loader.exec_module(module)
     network = module.UNet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)
     batch = torch.rand(LUNGMASK_BATCH, 1, LUNGMASK_SIZE, LUNGMASK_SIZE)
-    return _cost(network.eval(), batch, math.ceil(slices / LUNGMASK_BATCH), dtype)
+    return _cost(network.eval(), batch, math.ceil(slices / LUNGMASK_BATCH), torch.float32)
 
 
 def _cost(network: nn.Module, unit: Tensor, units: int, dtype: torch.dtype) -> Cost:
