@@ -30,6 +30,7 @@ from training.lobes import STAGE as LOBE_STAGE
 from training.lobes import description as lobe_description
 from training.lobes import trained as trained_lobes
 from training.segment import trained_network
+from training.settings import LobeSettings
 from training.stages import Run, environment
 
 INTENDED_USE = (
@@ -46,12 +47,13 @@ def export(run: Run, folder: Path) -> dict[str, Any]:
         LESION_WEIGHTS: to_safetensors(_contiguous(trained_network(run))),
         SUBTYPE_TABLE: (run.folder("subtypes") / SUBTYPE_TABLE).read_bytes(),
     }
-    lobe_network = run.record_if_current(LOBE_STAGE)
-    if lobe_network is not None:
-        files[LOBE_WEIGHTS] = to_safetensors(_contiguous(trained_lobes(run.config.lobes, run.folder(LOBE_STAGE))))
+    lobe_record = run.record_if_current(LOBE_STAGE)
+    if lobe_record is not None:
+        lobe_network = trained_lobes(LobeSettings(**lobe_record["settings"]), run.folder(LOBE_STAGE))
+        files[LOBE_WEIGHTS] = to_safetensors(_contiguous(lobe_network))
     for name, content in files.items():
         write_whole(directory / name, partial(_write, content))
-    description = _description(run, {name: sha256(content) for name, content in files.items()}, lobe_network)
+    description = _description(run, {name: sha256(content) for name, content in files.items()}, lobe_record)
     write_text(directory / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
     load_model(directory)  # what was written must load
     write_whole(folder / "model.tar.gz", partial(_pack, directory))
@@ -62,7 +64,7 @@ def _contiguous(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in network.state_dict().items()}
 
 
-def _description(run: Run, files: dict[str, str], lobe_network: dict[str, Any] | None) -> ModelDescription:
+def _description(run: Run, files: dict[str, str], lobe_record: dict[str, Any] | None) -> ModelDescription:
     cases = read_cases(run.data)
     config = run.config
     return ModelDescription(
@@ -70,7 +72,7 @@ def _description(run: Run, files: dict[str, str], lobe_network: dict[str, Any] |
         version=config.export.version,
         architecture=Architecture(width=config.segment.width),
         preprocessing=Preprocessing(spacing_mm=config.prepare.scan_spacing_mm),
-        lobe_network=lobe_description(config.lobes) if lobe_network else None,
+        lobe_network=lobe_description(LobeSettings(**lobe_record["settings"])) if lobe_record else None,
         subtype_vote=config.subtypes,
         training={
             "data": config.export.data,
@@ -80,7 +82,7 @@ def _description(run: Run, files: dict[str, str], lobe_network: dict[str, Any] |
             "settings": config.model_dump(mode="json"),
             "environment": environment(),
         }
-        | ({"lobes": _about_lobes(run, lobe_network)} if lobe_network else {}),
+        | ({"lobes": _about_lobes(lobe_record)} if lobe_record else {}),
         results=_results(run),
         intended_use=INTENDED_USE,
         licence=config.export.licence,
@@ -88,10 +90,10 @@ def _description(run: Run, files: dict[str, str], lobe_network: dict[str, Any] |
     )
 
 
-def _about_lobes(run: Run, record: dict[str, Any]) -> dict[str, Any]:
+def _about_lobes(record: dict[str, Any]) -> dict[str, Any]:
     """How the lobe network was trained, and how it did on its validation cases."""
     kept = {name: record[name] for name in ("seed", "data_sha256", "settings", "results", "environment")}
-    return {"data": run.config.lobes.data, **kept}
+    return {"data": record["settings"]["data"], **kept}
 
 
 def _results(run: Run) -> dict[str, Any]:

@@ -61,6 +61,16 @@ def test_the_model_holds_the_lobe_network_and_how_it_was_trained(finished):
     assert about["data_sha256"] == finished.record("lobes")["data_sha256"]
 
 
+def test_the_lobe_network_is_described_as_it_was_trained_not_as_it_would_be_now(finished, tiny_config, tmp_path):
+    for stage in STAGES[:-1]:
+        (tmp_path / stage.name).symlink_to(finished.directory / stage.name)
+    now = changed(tiny_config, "lobes", spacing_mm=5.0, width=2, data="something else")
+    execute(replace(finished, directory=tmp_path, config=now), STAGES[-1])
+    description = load_model(tmp_path / "export" / "model").description
+    assert description.lobe_network.spacing_mm == 8.0 and description.lobe_network.width == 1
+    assert description.training["lobes"]["data"] == finished.config.lobes.data
+
+
 def test_without_lobes_the_model_has_no_lobe_network(finished, tmp_path):
     for stage in STAGES:
         if stage.name not in ("lobes", "export"):
