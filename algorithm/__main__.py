@@ -277,10 +277,7 @@ def _print_report(report: SeverityReport) -> None:
         table.add_row(lobe.name, f"{lobe.volume_ml:.0f}", f"{lobe.lesion_ml:.1f}", percent, score)
     table.add_section()
     table.add_row("total", "", f"{report.lesion_ml:.1f}", "", _shown(report.total_score, "d"))
-    console = Console()
-    console.print(table)
-    for warning in report.warnings:
-        console.print(f"Warning: {warning}")
+    _print_table(table, report.warnings)
 
 
 def _print_lobes(report: LobesReport) -> None:
@@ -291,9 +288,13 @@ def _print_lobes(report: LobesReport) -> None:
         table.add_row(lobe.name, f"{lobe.volume_ml:.0f}", _shown(lobe.confidence, ".2f"))
     table.add_section()
     table.add_row("both lungs", f"{report.lungs_ml:.0f}", "")
+    _print_table(table, report.warnings)
+
+
+def _print_table(table: Table, warnings: list[str]) -> None:
     console = Console()
     console.print(table)
-    for warning in report.warnings:
+    for warning in warnings:
         console.print(f"Warning: {warning}")
 
 

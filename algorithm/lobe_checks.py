@@ -16,6 +16,7 @@ LOBE_SHARES = {1: (0.25, 0.85), 2: (0.15, 0.75), 3: (0.15, 0.70), 4: (0.15, 0.75
 CONFIDENT = 0.8
 CUT_ML_PER_MM = 0.2
 """Area of lung in an outermost slice, 200 mm2, from which on the scan cuts the lungs."""
+NAMES = {lobe.label: lobe.name for lobe in LOBES}
 _FACES = (("lower", "upper"), ("front", "back"), ("right", "left"))  # of a scan in LPS order, first and last index
 
 
@@ -59,19 +60,16 @@ def what_is_implausible(labels: Volume, confidence: dict[int, float]) -> list[st
         if not LUNG_ML[0] <= lung_ml <= LUNG_ML[1]:
             expected = f"expected {LUNG_ML[0]:.0f} to {LUNG_ML[1]:.0f}"
             doubts.append(f"the {name} lung that was found has {lung_ml:.0f} ml, {expected}: check the lobes")
-    doubts += [
-        f"the {lobe.name} that was found is {100 * share:.0f} % of its lung, expected {100 * low:.0f} to "
-        f"{100 * high:.0f} %: check the lobes"
-        for lobe in LOBES
-        for low, high in [LOBE_SHARES[lobe.label]]
-        for share in [_share_of_lung(ml, lobe.label)]
-        if share is not None and not low <= share <= high
-    ]
-    doubts += [
-        f"the {lobe.name} was found with little confidence ({confidence[lobe.label]:.2f}): check the lobes"
-        for lobe in LOBES
-        if confidence.get(lobe.label, 1.0) < CONFIDENT
-    ]
+    for lobe in LOBES:
+        share, (low, high) = _share_of_lung(ml, lobe.label), LOBE_SHARES[lobe.label]
+        if share is not None and not low <= share <= high:
+            expected = f"expected {100 * low:.0f} to {100 * high:.0f} %"
+            doubts.append(
+                f"the {lobe.name} that was found is {100 * share:.0f} % of its lung, {expected}: check the lobes"
+            )
+    for label, value in confidence.items():
+        if value < CONFIDENT:
+            doubts.append(f"the {NAMES[label]} was found with little confidence ({value:.2f}): check the lobes")
     if ends := _where_cut(labels):
         doubts.append(f"the scan ends within the lungs ({', '.join(ends)}): percentages are of what it shows")
     return doubts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -177,7 +178,11 @@ class LesionSegmenter:
         """
         if self.lobes_by == "lungmask":
             return lungmask_lobes(ct)
-        return LobeSegmenter(self.model, self.device).segment(ct)
+        return self._lobe_segmenter.segment(ct)
+
+    @cached_property
+    def _lobe_segmenter(self) -> LobeSegmenter:
+        return LobeSegmenter(self.model, self.device)
 
     def segment(self, ct: Volume, lobes: Volume | None = None, *, progress: Progress | None = None) -> Segmentation:
         """Segment one scan.

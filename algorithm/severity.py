@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithm.lobes import LOBES, Lobe
+from algorithm.lobes import LOBES, Lobe, lobe_voxels
 
 SCORE_LOWER_PERCENT = (0.0, 1.0, 5.0, 25.0, 50.0, 75.0)
 """The least percentage of each score; a lobe below 1 % scores 0."""
@@ -47,12 +47,8 @@ def lobe_involvement(lesions: NDArray[np.uint8], lobes: NDArray[np.uint8], *, vo
         lobes: (z, y, x), labels of `LOBES`.
         voxel_ml: volume of a voxel.
     """
-    size = 1 + max(lobe.label for lobe in LOBES)
-    voxels, lesion_voxels = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-    for lobe_slice, lesion_slice in zip(lobes, lesions, strict=True):  # bincount takes eight bytes a voxel
-        voxels += np.bincount(lobe_slice.ravel(), minlength=size)
-        lesion_voxels += np.bincount(lobe_slice[lesion_slice > 0], minlength=size)
-    return [_involvement(lobe, int(voxels[lobe.label]), int(lesion_voxels[lobe.label]), voxel_ml) for lobe in LOBES]
+    voxels, lesion_voxels = lobe_voxels(lobes), lobe_voxels(lobes, lesions)
+    return [_involvement(lobe, voxels[lobe.label], lesion_voxels[lobe.label], voxel_ml) for lobe in LOBES]
 
 
 def total_score(involvement: Sequence[LobeInvolvement]) -> int | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from algorithm.lobes import LOBES
@@ -153,6 +154,18 @@ def plain_batch(items: list[LobeItem], *, size: int, device: torch.device) -> Lo
     """Resize chunks, and no more."""
     parts = [_resized(item, size, device, 1.0) for item in items]
     return _stacked([[chunks[0], *chunks] for chunks in parts], items)
+
+
+def plain_pass(
+    batches: Batches[ScoredLobe, LobeItem], *, size: int, device: torch.device
+) -> Callable[[nn.Module, int], object]:
+    """Passes a batch, given its number, through a network of image and mask without augmentation."""
+
+    def plain(model: nn.Module, number: int) -> object:
+        batch = plain_batch(batches[number], size=size, device=device)
+        return model(batch.image, batch.mask)
+
+    return plain
 
 
 def _resized(item: LobeItem, size: int, device: torch.device, jitter: float) -> list[Tensor]:

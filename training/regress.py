@@ -25,7 +25,7 @@ from training.lobe_batches import (
     LobeItem,
     augmented_batch,
     lobe_batches,
-    plain_batch,
+    plain_pass,
     score_counts,
     scored_lobes,
 )
@@ -76,10 +76,6 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
         rng = np.random.default_rng([seed, 4, step])
         return dram_terms(model, batch, score_weights, weights_at(settings, step), settings, rng)
 
-    def plain(model: nn.Module, number: int) -> object:
-        batch = plain_batch(batches[number], size=settings.chunk_size, device=device)
-        return model(batch.image, batch.mask)
-
     train(
         fabric,
         new_network(settings),
@@ -87,7 +83,7 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
         terms,
         settings,
         folder,
-        plain=plain,
+        plain=plain_pass(batches, size=settings.chunk_size, device=device),
         validation=dram_validation(run, settings, folder, device),
         readers=run.workers.count,
     )
