@@ -155,7 +155,7 @@ def lobe_dice(
 def benchmark(
     device: Device = "auto",
     width: Annotated[int, typer.Option(min=1, help="Filters of the first convolution.")] = 16,
-    chunk_size: Annotated[int, typer.Option(min=16, help="Voxels per side; a multiple of 8.")] = 80,
+    chunk_size: Annotated[int, typer.Option(min=24, help="Voxels per side; a multiple of 8.")] = 80,
     batch: Annotated[int, typer.Option(min=1, help="Chunks per step.")] = 2,
     run_directory: Annotated[
         Path | None, typer.Option("--run-dir", help="A run whose stages' peak memory to print as well.")

@@ -60,15 +60,16 @@ def benchmark(*, device: str, width: int, chunk_size: int, batch: int, run_direc
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         width: filters of the network's first convolution.
-        chunk_size: voxels per side of a lobe chunk, a multiple of 8.
+        chunk_size: voxels per side of a lobe chunk, a multiple of 8 from 24 on.
         batch: chunks per step.
         run_directory: of a run, to print the peak memory of its stages.
 
     Raises:
-        InputError: there is no such device, the chunk size is not a multiple of 8, or the run has no finished stage.
+        InputError: there is no such device, the chunk size is not a multiple of 8 from 24 on, or the run has no
+            finished stage.
     """
-    if chunk_size <= 0 or chunk_size % PERIOD:
-        raise InputError(f"chunk size: got {chunk_size} voxels, expected a multiple of {PERIOD}; use 80")
+    if chunk_size < 3 * PERIOD or chunk_size % PERIOD:
+        raise InputError(f"chunk size: got {chunk_size} voxels, expected a multiple of {PERIOD} from 24 on; use 80")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: got cuda, but PyTorch sees no usable GPU here; use --device cpu or auto")
     memory = peak_memory(run_directory) if run_directory else None

@@ -41,6 +41,19 @@ class LoopSettings(Settings):
 Edge = Annotated[int, Field(multiple_of=PERIOD, ge=16)]
 
 
+def check_mixed_precision(precision: str, depth: int) -> None:
+    """Refuse the depth at which a network on the CPU computes wrong gradients in bfloat16.
+
+    After three poolings 16 voxels are 2, and there the weight gradient of oneDNN's bfloat16 convolution reads memory
+    that was never written (PyTorch 2.13; float32 and every other depth are right).
+
+    Raises:
+        ValueError: the depth is below 24 voxels in mixed precision.
+    """
+    if precision == "bf16-mixed" and depth < 3 * PERIOD:
+        raise ValueError(f"{depth} voxels are too few in bf16-mixed: expected 24 or more, or precision 32-true")
+
+
 class Ramp(Settings):
     """Weight of a loss term: nothing before ``start``, full from ``full`` on, linear between."""
 
@@ -97,15 +110,18 @@ class RegressSettings(LoopSettings):
         return self.suppress_vessels and self.refinement.weight > 0
 
     @model_validator(mode="after")
-    def _check_scales(self) -> Self:
-        """The ratios must allow a size that the network takes."""
+    def _check_sizes(self) -> Self:
+        """The ratios must allow a size that the network takes, and the smallest must suit the precision."""
         low, high = self.scale_range
         if not 0 < low <= high:
             raise ValueError(f"scale_range: got {low} and {high}, expected two positive numbers, the smaller one first")
-        if not any(low <= n / self.chunk_size <= high for n in range(16, int(high * self.chunk_size) + 1, PERIOD)):
+        allowed = range(16, int(high * self.chunk_size) + 1, PERIOD)
+        sizes = [size for size in allowed if low <= size / self.chunk_size <= high]
+        if not sizes:
             raise ValueError(
                 f"scale_range: no multiple of {PERIOD} is within it for chunks of {self.chunk_size} voxels"
             )
+        check_mixed_precision(self.precision, min(self.chunk_size, *sizes))
         return self
 
 
@@ -124,6 +140,11 @@ class VesselSettings(LoopSettings):
         8.0, gt=0, description="vessels thicker than this are left out, for dense lesions look like them"
     )
 
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        check_mixed_precision(self.precision, self.patch_size)
+        return self
+
 
 class LobeSettings(LoopSettings):
     """The network that finds the lobes of a scan that comes without."""
@@ -140,6 +161,11 @@ class LobeSettings(LoopSettings):
     validate_every: int = Field(500, ge=1, description="steps between validations")
     data: str = Field("not described", description="what the network was trained on, in a sentence, for model.json")
 
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        check_mixed_precision(self.precision, self.crop_size_zyx[0])
+        return self
+
 
 class CamSettings(LoopSettings):
     """The class activation map baseline."""
@@ -150,6 +176,11 @@ class CamSettings(LoopSettings):
         1.0, gt=0, description="of Otsu's threshold above -1200 HU in the refined map; the authors' code takes 0.75"
     )
     skip_negative_lobes: bool = Field(False, description="zero the map of lobes that are classified as healthy")
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        check_mixed_precision(self.precision, self.chunk_size)
+        return self
 
 
 class PseudoSettings(Settings):

@@ -31,7 +31,7 @@ def test_it_prints_all_comparisons(capsys):
 
 def test_it_prints_the_peak_memory_of_each_stage_of_a_run(tmp_path):
     with pytest.raises(InputError, match="no finished stage; expected the directory of a run"):
-        benchmark(device="cpu", width=1, chunk_size=16, batch=1, run_directory=tmp_path)
+        benchmark(device="cpu", width=1, chunk_size=24, batch=1, run_directory=tmp_path)
     for time_ns, (stage, peak, worker) in enumerate([("prepare", 0.6, 0.7), ("regress", 3.5, 0.1)]):
         path = tmp_path / stage / "done.json"
         path.parent.mkdir()
@@ -44,7 +44,7 @@ def test_it_prints_the_peak_memory_of_each_stage_of_a_run(tmp_path):
 
 def test_it_says_so_where_there_is_no_pydensecrf2(capsys, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    benchmark(device="cpu", width=1, chunk_size=16, batch=1)
+    benchmark(device="cpu", width=1, chunk_size=24, batch=1)
     printed = capsys.readouterr().out
     assert "pydensecrf2 is not installed" in printed
     assert "forward + backward" in printed and "IoU" not in printed
@@ -76,4 +76,4 @@ def test_bad_input_is_refused():
         benchmark(device="cpu", width=1, chunk_size=20, batch=1)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="use --device cpu or auto"):
-            benchmark(device="cuda", width=1, chunk_size=16, batch=1)
+            benchmark(device="cuda", width=1, chunk_size=24, batch=1)

@@ -95,6 +95,12 @@ def test_value_out_of_range(refused):
     refused(
         "[cam]\nspacing_jitter_mm = 1.2\n", r"cam\.spacing_jitter_mm 1\.2: expected less than prepare\.chunk_spacing"
     )
+    few = "voxels are too few in bf16-mixed: expected 24 or more, or precision 32-true"
+    refused("[regress]\nchunk_size = 16\n", rf"regress: 16 {few}")
+    refused("[regress]\nchunk_size = 32\nscale_range = [0.5, 1.0]\n", rf"regress: 16 {few}")
+    refused("[vessels]\npatch_size = 16\n", rf"vessels: 16 {few}")
+    refused("[cam]\nchunk_size = 16\n", rf"cam: 16 {few}")
+    refused("[lobes]\ncrop_size_zyx = [16, 32, 32]\n", rf"lobes: 16 {few}")
     refused("[pseudo]\nscales = [1.0, -1.0]\n", r"pseudo\.scales\.1: .*greater than 0, got -1\.0")
     refused("[regress.entropy]\nstart = 0.5\nfull = 0.4\n", r"regress\.entropy: full 0\.4 is before start 0\.5")
 

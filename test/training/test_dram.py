@@ -105,7 +105,7 @@ def test_steps_under_fabric_in_mixed_precision():
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     network = DramNetwork(width=2, attention=True).to(memory_format=torch.channels_last_3d)
     model, optimiser = fabric.setup(network, torch.optim.Adam(network.parameters(), lr=0.01))
-    image, mask = lobes(16, 16, 16)
+    image, mask = lobes(24, 16, 16)
     losses = []
     for _ in range(8):
         drams = model(image, mask)

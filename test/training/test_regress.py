@@ -239,7 +239,7 @@ def arrays(batch: LobeBatch) -> list[tuple[np.ndarray, ...]]:
 
 def test_interval_and_entropy_take_the_raw_dram_over_the_lobe():
     batch = two_lobes(16)
-    terms = terms_of(batch, RegressSettings(chunk_size=16))
+    terms = terms_of(batch, RegressSettings(chunk_size=16, precision="32-true"))
     raw = [raw_dram(image)[mask > 0] for image, mask, _ in arrays(batch)]
     means = [values.mean() for values in raw]
     assert means[0] > 0.55  # the interval of score 3 ends at 0.5, and its middle is 0.375
@@ -257,7 +257,7 @@ def halved(chunk: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(4))
 def test_equivariance_compares_the_dram_of_the_transformed_with_the_transformed_dram(seed):
     """At half the size: blocks of voxels are averaged, those of the dRAM over their share inside the lobe."""
-    settings = RegressSettings(chunk_size=32, scale_range=(0.5, 0.5), free_angle_degrees=0.0)
+    settings = RegressSettings(chunk_size=32, precision="32-true", scale_range=(0.5, 0.5))
     transform = random_transform(np.random.default_rng(seed), size=32, scale_range=(0.5, 0.5), free_angle_degrees=0.0)
     batch, expected = two_lobes(32), []
     for image, mask, _ in arrays(batch):
@@ -294,12 +294,14 @@ def test_refined_dram_learns_the_raw_one_off_the_vessels():
     target = (raw_dram(image) * (1 - vessels) > 0.5) & (mask > 0)
     assert target.any() and (raw_dram(image) > 0.5)[(vessels > 0) & (mask > 0)].any()
     expected = [by_hand(3 - 8 * image, target, mask), by_hand(3 - 8 * healthy, np.zeros(mask.shape), its_mask)]
-    settings = RegressSettings.model_validate({"chunk_size": 16, "crf": {"iterations": 0}})
+    settings = RegressSettings.model_validate({"chunk_size": 16, "precision": "32-true", "crf": {"iterations": 0}})
     assert terms_of(batch, settings)["refinement"] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_the_crf_sees_the_image_before_its_contrast_was_stretched_and_has_its_settings():
-    settings = RegressSettings.model_validate({"chunk_size": 16, "crf": {"iterations": 2, "appearance_sigma": 4.0}})
+    settings = RegressSettings.model_validate(
+        {"chunk_size": 16, "precision": "32-true", "crf": {"iterations": 2, "appearance_sigma": 4.0}}
+    )
     batch = two_lobes(16)
     (image, mask, vessels), (healthy, its_mask, _) = arrays(batch)
     off_vessels = torch.from_numpy(raw_dram(image) * (1 - vessels))[None, None].float()
@@ -315,7 +317,7 @@ def test_the_crf_sees_the_image_before_its_contrast_was_stretched_and_has_its_se
 
 
 def test_terms_of_no_weight_are_left_out():
-    settings = RegressSettings(chunk_size=16, attention=False)
+    settings = RegressSettings(chunk_size=16, precision="32-true", attention=False)
     only = Weights(interval=2.0, equivariance=0.0, entropy=0.0, refinement=0.0)
     terms = dram_terms(Placed(), two_lobes(16), {3: 1.0, 0: 1.0}, only, settings, np.random.default_rng(0))
     assert [name for name, (_, value) in terms.items() if value is not None] == ["interval"]
