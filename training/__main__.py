@@ -58,6 +58,12 @@ def phantom(
     lobe_shapes: Annotated[Path | None, typer.Option(help="Directory of real lobe label maps (*.nii.gz).")] = None,
     coarseness: Annotated[float, typer.Option(min=0.5, max=6.0, help="Voxel size factor; 2 for quick trials.")] = 1.0,
     disease: Annotated[Disease, typer.Option(help="Lesions; half-lung is one lung consolidated by half.")] = "usual",
+    score_noise: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Probability that a training or validation lobe near a border of two scores is misread."
+        ),
+    ] = 0.0,
     field_of_view: Annotated[FieldOfView, typer.Option(help="wide: with more or less of neck and belly.")] = "lungs",
     workers: Annotated[int, typer.Option(min=1, help="Cases made at a time.")] = 2,
 ) -> None:
@@ -69,6 +75,7 @@ def phantom(
         test=test,
         healthy=healthy,
         disease=disease,
+        score_noise=score_noise,
         field_of_view=field_of_view,
         workers=workers,
     )

@@ -21,7 +21,6 @@ from training.phantom.lesions import (
     draw_percentages,
     label_subtypes,
     make_lesions,
-    score_of,
 )
 from training.phantom.lobes import LOBE_LABELS, LobeFields, LungsOnGrid, lung_depth, lungs_on_grid, warp_lobes
 from training.phantom.parenchyma import Drawing, lung_hu
@@ -55,6 +54,7 @@ class PhantomOptions(BaseModel):
         test: number of test cases.
         healthy: number of training cases, the first ones, without any lesion; others may be healthy by chance.
         disease: lesions of all other cases: ``usual``, ``none``, or ``half-lung``, one lung consolidated by half.
+        score_noise: probability that the score of a training or validation lobe near a border is its neighbour's.
         field_of_view: ``lungs``, narrowly around them, or ``wide``, with more or less of neck, belly and arms' room.
         workers: processes.
     """
@@ -67,6 +67,7 @@ class PhantomOptions(BaseModel):
     test: int = Field(default=0, ge=0)
     healthy: int = Field(default=0, ge=0)
     disease: Disease = "usual"
+    score_noise: float = Field(default=0.0, ge=0, le=1)
     field_of_view: FieldOfView = "lungs"
     workers: int = Field(default=1, ge=1)
 
@@ -88,12 +89,12 @@ class Phantom:
     lesions: Volume
     vessels: Volume
 
-    def scores(self) -> dict[int, int]:
-        """Severity scores 0-5 by lobe label, from the true share of lesion voxels."""
+    def percentages(self) -> dict[int, float]:
+        """Share of lesion voxels of each lobe, 0 to 100, by lobe label."""
         lobes, lesions = self.lobes.array, self.lesions.array > 0
         sizes = np.bincount(lobes.ravel(), minlength=6)
         diseased = np.bincount(lobes[lesions], minlength=6)
-        return {label: score_of(100.0 * float(diseased[label]) / max(int(sizes[label]), 1)) for label in LOBE_LABELS}
+        return {label: 100.0 * float(diseased[label]) / max(int(sizes[label]), 1) for label in LOBE_LABELS}
 
 
 def make_phantom(

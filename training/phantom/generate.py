@@ -17,6 +17,7 @@ from algorithm.errors import InputError
 from algorithm.lobes import LOBES
 from training.cases import COLUMNS
 from training.phantom.chest import Phantom, PhantomOptions, make_phantom
+from training.phantom.reader import reader_scores
 from training.phantom.shapes import read_lobe_shape
 
 __all__ = [
@@ -129,8 +130,11 @@ def _write_case(
         for kind in _VOLUMES:
             image = getattr(phantom, kind).to_sitk()
             sitk.WriteImage(image, str(partial / f"{kind}.mha"), useCompression=True, compressionLevel=2)
-        scores = {SCORE_COLUMNS[label]: score for label, score in phantom.scores().items()}
-        (partial / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+        noise = 0.0 if split_of(case, options) == "test" else options.score_noise
+        scores = reader_scores(phantom.percentages(), np.random.default_rng([seed, case, 1]), noise=noise)
+        (partial / "scores.json").write_text(
+            json.dumps({SCORE_COLUMNS[label]: score for label, score in scores.items()}), encoding="utf-8"
+        )
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     row: dict[str, str | int] = {"case": name, "split": split_of(case, options)}

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from algorithm.errors import InputError
 from algorithm.images import Volume
 from algorithm.lobes import LEFT, RIGHT
+from training.phantom import generate
 from training.phantom.generate import (
     COLUMNS,
     SCORE_COLUMNS,
@@ -146,6 +147,24 @@ def test_cases_csv_has_the_layout_and_the_scores_of_the_masks(directory: Path) -
         for label, column in SCORE_COLUMNS.items():
             percent = 100 * np.count_nonzero(lesions[lobes == label]) / np.count_nonzero(lobes == label)
             assert int(row[column]) == score_of(percent)
+
+
+def test_score_noise_misreads_lobes_of_training_and_validation_cases_and_changes_nothing_else(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def scores(percentages: dict[int, float], rng: np.random.Generator, *, noise: float) -> dict[int, int]:
+        asked.append(noise)
+        return dict.fromkeys(percentages, 5 if noise else 0)
+
+    monkeypatch.setattr(generate, "reader_scores", scores)
+    options = PhantomOptions(coarseness=COARSE, validation=1, test=1, score_noise=0.3)
+    write_phantoms(cases=3, seed=7, out=tmp_path, options=options)
+    assert asked == [0.0, 0.3, 0.3]
+    assert [row["lul"] for row in _rows(tmp_path)] == ["0", "5", "5"]
+    images = {name: digest for name, digest in _digests(tmp_path).items() if name.endswith(".mha")}
+    assert images.items() < _digests(directory).items()
 
 
 def test_complete_cases_are_kept_and_incomplete_ones_made_again(tmp_path: Path) -> None:
