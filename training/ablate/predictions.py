@@ -74,10 +74,11 @@ def margin_of_mask(mask: NDArray[np.bool_], cache: PreparedCase) -> Volume:
 
 
 def _threshold(run: Run) -> Predictor:
-    """The bright voxels of the lobes."""
+    """The bright voxels of the lobes, without vessels."""
 
     def predict(case: Case, scan: Scan) -> NDArray[np.bool_]:
-        inside = scan.lobes.array > 0
+        vessels = margin_of_mask(scan_vessels(run, case) > 0, prepared(run, case))
+        inside = (scan.lobes.array > 0) & ~on_ct_grid(vessels, scan)
         bright: NDArray[np.bool_] = inside & (scan.ct.array > otsu_threshold(scan.ct.array[inside]))
         return bright
 

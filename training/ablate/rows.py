@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from algorithm.errors import InputError
 from training.settings import Ramp, RegressSettings, TrainingConfig
 
-THRESHOLD = "threshold (Otsu in the lobes)"
+THRESHOLD = "threshold (Otsu without vessels)"
 CAM_RAW = "CAM raw"
 CAM_REFINED = "CAM + refinement"
 CONTEXT = "+ context"
@@ -43,7 +43,7 @@ def table_rows(config: TrainingConfig) -> list[Row]:
             build on a weaker network than the row before it.
     """
     return [
-        Row("threshold", THRESHOLD, (), is_weak=False),
+        Row("threshold", THRESHOLD, ("prepare", "vessels"), is_weak=False),
         Row("cam-raw", CAM_RAW, ("prepare", "cam")),
         Row("cam-refinement", CAM_REFINED, ("prepare", "cam", "vessels")),
         *_dram_rows(config.regress),

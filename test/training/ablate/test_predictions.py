@@ -90,9 +90,15 @@ def test_a_mask_survives_the_way_to_the_ct(run, case, scan):
     assert iou(reference(scan), back) > 0.7  # on a grid of 3 mm
 
 
-def test_the_threshold_row_finds_what_is_bright_in_the_lobes(run, config, case, scan, tmp_path):
+def test_the_threshold_row_finds_what_is_bright_in_the_lobes_and_no_vessel(
+    run, config, case, scan, tmp_path, monkeypatch
+):
+    vessels = on_scan_grid(scan.vessels.array > 0, run, case, scan) > 0.5
+    monkeypatch.setattr(predictions, "scan_vessels", lambda run, case: vessels.astype(np.uint8))
     lesions = make_predictor(run, row(config, "threshold"), tmp_path)(case, scan)
-    inside = scan.lobes.array > 0
+    known = on_ct_grid(margin_of_mask(vessels, prepared(run, case)), scan)
+    inside = (scan.lobes.array > 0) & ~known
+    assert known.any()
     assert lesions.any() and not lesions[~inside].any()
     assert scan.ct.array[lesions].min() > scan.ct.array[inside & ~lesions].max()
 
