@@ -27,6 +27,8 @@ from training.parallel import Workers, default_workers
 from training.phantom.chest import Disease, PhantomOptions
 from training.phantom.generate import write_phantoms
 from training.phantom.scanner import FieldOfView
+from training.reproduce import Benchmark
+from training.reproduce import reproduce as run_reproduction
 from training.run import STAGES, run_all
 from training.segment import Labels, stage_name
 from training.stages import Run, Stage, execute
@@ -44,6 +46,7 @@ Config = Annotated[str, typer.Option(help=f"Settings: a TOML file, or one of the
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where networks run.")]
 Count = Annotated[int, typer.Option("--workers", min=1, help="Scans worked on, or read ahead for a GPU, at a time.")]
 WORKERS = default_workers()
+RESULTS = Path("docs/results.md")
 Dask = Annotated[str | None, typer.Option(help="Address of a Dask scheduler, tcp://..., for the work over scans.")]
 
 
@@ -102,6 +105,32 @@ def run(
     """Do all stages in order, leaving out what is done."""
     this = Run(data, run_directory, load_config(config), device, Workers(workers, dask))
     sys.exit(run_all(this, config, with_comparison=compare, lobe_data=lobe_data))
+
+
+@app.command()
+def reproduce(
+    lobe_shapes: Annotated[Path, typer.Option(help="Directory of real lobe label maps (*.nii.gz).")],
+    out: Annotated[Path, typer.Option(help="Directory of the data (data/) and the run (run/).")],
+    document: Annotated[Path, typer.Option(help="The document to write; pictures go beside it.")] = RESULTS,
+    real: Annotated[
+        Path | None, typer.Option(help="Real scans: a folder each, ct.mha, lobes.mha and, if labelled, presence.csv.")
+    ] = None,
+    lobe_data: Annotated[
+        Path | None, typer.Option(help="Also learn lobes, from this data directory, and measure them on it.")
+    ] = None,
+    train: Annotated[int, typer.Option(min=1, help="Training cases.")] = 150,
+    healthy: Annotated[int, typer.Option(min=1, help="Training cases of them without lesions.")] = 15,
+    validation: Annotated[int, typer.Option(min=1, help="Validation cases.")] = 15,
+    test: Annotated[int, typer.Option(min=1, help="Test cases.")] = 40,
+    coarseness: Annotated[float, typer.Option(min=0.5, max=6.0, help="Voxel size factor.")] = 1.6,
+    config: Config = "default",
+    device: Device = "auto",
+    workers: Count = WORKERS,
+) -> None:
+    """Make the benchmark of phantoms, do every stage and the comparison on it, and write down the results."""
+    benchmark = Benchmark(lobe_shapes, train, healthy, validation, test, coarseness=coarseness)
+    this = Run(out / "data", out / "run", load_config(config), device, Workers(workers))
+    sys.exit(run_reproduction(benchmark, this, config, document, real=real, lobe_data=lobe_data))
 
 
 @app.command()

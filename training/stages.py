@@ -144,7 +144,7 @@ def sha256_of_results(record: dict[str, Any]) -> str:
 
 def environment() -> dict[str, str]:
     """Versions, hardware and commit of this run."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {
         "version": __version__,
         "commit": _commit(),
@@ -153,6 +153,14 @@ def environment() -> dict[str, str]:
         "device": device,
         "cores": str(os.cpu_count()),
     }
+
+
+def _processor() -> str:
+    """The processor's name; Linux says it in a file."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _work(run: Run, stage: Stage, folder: Path, basis: dict[str, Any]) -> None:

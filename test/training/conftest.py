@@ -67,3 +67,12 @@ def with_caches(ready: Run) -> Callable[[Path], Path]:
         return directory
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(phantoms: Path, tiny_config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All stages, the comparison before the export so that its results are exported."""
+    run = Run(phantoms, tmp_path_factory.mktemp("run"), tiny_config, device="cpu")
+    for stage in STAGES:
+        execute(run, stage)
+    return run

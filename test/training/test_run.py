@@ -24,15 +24,6 @@ from training.stages import Run, execute
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def finished(phantoms, tiny_config, tmp_path_factory) -> Run:
-    """All stages, the comparison before the export so that its results are exported."""
-    run = Run(phantoms, tmp_path_factory.mktemp("run"), tiny_config, device="cpu")
-    for stage in STAGES:
-        execute(run, stage)
-    return run
-
-
 def test_the_exported_model_segments_a_scan(finished):
     directory = finished.folder("export") / "model"
     scan = read_scan(of_split(read_cases(finished.data), "test")[0])

@@ -31,6 +31,7 @@ __all__ = [
     "write_phantoms",
 ]
 
+OPTIONS = "phantom.json"
 SCORE_COLUMNS = {lobe.label: lobe.key for lobe in LOBES}
 _VOLUMES = ("ct", "lobes", "lesions", "vessels")
 _SHAPE_SHARES = {"test": 0.2, "validation": 0.1}
@@ -103,7 +104,7 @@ def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions)
 def _claim(out: Path, seed: int, options: PhantomOptions) -> None:
     """Refuse a directory that holds phantoms of another seed or other options."""
     mine = {"seed": seed, **options.model_dump(mode="json", exclude={"workers"})}
-    note = out / "phantom.json"
+    note = out / OPTIONS
     out.mkdir(parents=True, exist_ok=True)
     if note.exists():
         theirs = json.loads(note.read_text(encoding="utf-8"))

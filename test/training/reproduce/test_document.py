@@ -1,0 +1,69 @@
+import re
+
+import pytest
+
+from training.reproduce.document import goals, results_document
+
+ROWS = {
+    "threshold (Otsu without vessels)": 0.30,
+    "CAM raw": 0.25,
+    "CAM + refinement": 0.30,
+    "dRAM raw": 0.35,
+    "+ regulariser": 0.40,
+    "+ context": 0.48,
+    "supervised": 0.60,
+}
+
+
+def entries(kappa: float | None = 0.8, **changed: float) -> dict[str, dict[str, float | None]]:
+    return {name: {"mean_iou": iou, "kappa": kappa} for name, iou in (ROWS | changed).items()}
+
+
+def words(text: str) -> dict[str, tuple[str, str]]:
+    """What was measured, and whether it is what was aimed at, by the name of the line."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+    return {name: (measured, word) for name, measured, _, word in lines}
+
+
+def test_goals_are_ratios_and_the_order_of_the_rows():
+    assert words(goals(entries())) == {
+        "+ context / supervised": ("0.800", "holds"),
+        "+ context / CAM + refinement": ("1.600", "holds"),
+        "kappa of + context": ("0.800", "holds"),
+        "threshold (Otsu without vessels) < supervised": ("0.300, 0.600", "holds"),
+        "CAM raw < CAM + refinement": ("0.250, 0.300", "holds"),
+        "dRAM raw < + regulariser": ("0.350, 0.400", "holds"),
+        "+ regulariser < + context": ("0.400, 0.480", "holds"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "missed"),
+    [
+        ({"supervised": 0.61}, "+ context / supervised"),
+        ({"CAM + refinement": 0.33}, "+ context / CAM + refinement"),
+        ({"dRAM raw": 0.41}, "dRAM raw < + regulariser"),
+        ({"+ regulariser": 0.48}, "+ regulariser < + context"),
+    ],
+)
+def test_what_is_missed_is_said(changed, missed):
+    found = words(goals(entries(**changed)))
+    assert [name for name, (_, word) in found.items() if word == "**does not hold**"] == [missed]
+
+
+@pytest.mark.parametrize("kappa", [0.7, None])
+def test_too_little_kappa_or_none(kappa):
+    assert words(goals(entries(kappa)))["kappa of + context"][1] == "**does not hold**"
+
+
+def test_the_document_takes_its_numbers_from_the_run(finished):
+    text = results_document(finished, command="python -m training reproduce", lobes=None, presence=None, pictures="p")
+    assert "    python -m training reproduce\n" in text
+    assert (finished.folder("ablate") / "table_b.md").read_text().strip() in text
+    assert (finished.folder("ablate") / "table_a.md").read_text().strip() in text
+    assert "3 for train, 1 for validation, 1 for test" in text
+    assert "](p/figure.png)" in text and "](p/slices.png)" in text
+    assert re.search(r"on \d+ cores, .+ at commit ", text)
+    minutes = finished.record("regress")["seconds_of_last_start"] / 60
+    assert f"| regress | {minutes:.1f} |" in text
+    assert "Real scans" not in text and "Lobes from" not in text

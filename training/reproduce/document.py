@@ -1,0 +1,131 @@
+"""docs/results.md: every number in it is read from the records of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from training.ablate.rows import CAM_RAW, CAM_REFINED, CONTEXT, SUPERVISED, THRESHOLD
+from training.ablate.tables import markdown
+from training.files import read_json
+from training.phantom.generate import OPTIONS
+from training.run import STAGES
+from training.stages import RECORD, Run
+
+LEAST_SHARE_OF_SUPERVISED = 0.80
+LEAST_GAIN_OVER_CAM = 1.48
+LEAST_KAPPA = 0.75
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def results_document(run: Run, *, command: str, lobes: Path | None, presence: Path | None, pictures: str) -> str:
+    """The document, in Markdown.
+
+    Args:
+        run: with a finished comparison and export.
+        command: that made it.
+        lobes: Markdown table of the lobes' Dice, where they were learnt.
+        presence: Markdown table of real scans, where there are some.
+        pictures: folder of the pictures, beside the document.
+    """
+    ablate = run.folder("ablate")
+    record = run.record("ablate")
+    parts = [
+        f"# Results\n\nMade by\n\n    {command}\n\n{_environment(record['environment'])}",
+        f"## Data\n\n{_data(run)}",
+        f"## Rows of the method (the paper's Table II b)\n\n{_read(ablate / 'table_b.md')}",
+        f"![IoU and kappa of each row]({pictures}/figure.png)",
+        f"![The same slices in each row]({pictures}/slices.png)",
+        f"### What was aimed at\n\n{goals({row['row']: row for row in record['results']['rows']})}",
+        f"## Subtypes (the paper's Table II a)\n\n{_read(ablate / 'table_a.md')}",
+    ]
+    if lobes is not None:
+        parts.append(
+            "## Lobes from the CT alone\n\nDice of the model's own lobes, on the CTs of unseen shapes.\n\n"
+            + _read(lobes)
+        )
+    if presence is not None:
+        parts.append(f"## Real scans\n\nThe exported model, in the given lobes.\n\n{_read(presence)}")
+    parts.append(f"## Time and memory\n\n{_cost(run)}")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def goals(rows: Rows) -> str:
+    """What the comparison should show, and whether it does, as a Markdown table.
+
+    Args:
+        rows: entries of `training.ablate.tables.table_b` by their name.
+    """
+    iou = {name: row["mean_iou"] for name, row in rows.items()}
+    kappa = rows[CONTEXT]["kappa"]
+    share, gain = _ratio(iou[CONTEXT], iou[SUPERVISED]), _ratio(iou[CONTEXT], iou[CAM_REFINED])
+    lines = [
+        _line(f"{CONTEXT} / {SUPERVISED}", share, LEAST_SHARE_OF_SUPERVISED),
+        _line(f"{CONTEXT} / {CAM_REFINED}", gain, LEAST_GAIN_OVER_CAM),
+        _line(f"kappa of {CONTEXT}", kappa, LEAST_KAPPA),
+        *(
+            [f"{before} < {after}", f"{iou[before]:.3f}, {iou[after]:.3f}", "", _word(iou[before] < iou[after])]
+            for before, after in _steps(list(iou))
+        ),
+    ]
+    return markdown(["mean IoU, or kappa", "measured", "at least", ""], lines)
+
+
+def _steps(names: list[str]) -> list[tuple[str, str]]:
+    """Pairs of rows of which the second should be better."""
+    drams = names[names.index(CAM_REFINED) + 1 : names.index(CONTEXT) + 1]
+    return [(THRESHOLD, SUPERVISED), (CAM_RAW, CAM_REFINED), *pairwise(drams)]
+
+
+def _line(name: str, value: float | None, least: float) -> list[str]:
+    if value is None:
+        return [name, "-", f"{least:.2f}", _word(False)]
+    return [name, f"{value:.3f}", f"{least:.2f}", _word(value >= least)]
+
+
+def _word(holds: bool) -> str:
+    return "holds" if holds else "**does not hold**"
+
+
+def _ratio(first: float, second: float) -> float | None:
+    return first / second if second else None
+
+
+def _environment(environment: Mapping[str, str]) -> str:
+    named = {key: value for key, value in environment.items() if key not in ("version", "commit", "device", "cores")}
+    versions = ", ".join(f"{library} {version}" for library, version in named.items())
+    return (
+        f"on {environment['cores']} cores, {environment['device']}, with version {environment['version']} at commit "
+        f"{environment['commit'][:10]} ({versions})."
+    )
+
+
+def _data(run: Run) -> str:
+    options = read_json(run.data / OPTIONS)
+    cases = read_json(run.folder("export") / "model" / "model.json")["training"]["cases"]
+    counts = ", ".join(f"{number} for {split}" for split, number in cases.items())
+    return (
+        f"Digital chest phantoms on real lobe shapes, none of which is in two splits: {counts}. Seed "
+        f"{options['seed']}, voxel size factor {options['coarseness']:g}; {options['healthy']} of the training cases "
+        "are free of lesions. The networks see lobe scores only; a training or validation lobe near a border of two "
+        f"scores has the wrong one of them with probability {options['score_noise']:g}, test scores are true. Digest "
+        f"of the table: {run.record('prepare')['data_sha256'][:16]}."
+    )
+
+
+def _cost(run: Run) -> str:
+    lines = []
+    for stage in STAGES:
+        if (run.directory / stage.name / RECORD).is_file():
+            record = run.record(stage.name)
+            memory = max(record["peak_memory_gb"], record["peak_memory_of_a_worker_gb"])
+            lines.append([stage.name, f"{record['seconds_of_last_start'] / 60:.1f}", f"{memory:.1f}"])
+    note = "\nOf the last start, where a stage was interrupted; memory is that of its largest process.\n"
+    return markdown(["stage", "minutes", "peak GB"], lines) + note
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
