@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import csv
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,17 +48,6 @@ def finished(ready, tmp_path_factory) -> Run:
     run = replace(ready, directory=directory)
     execute(run, STAGE["regress"])
     return run
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A disk of 128 KiB, less than a checkpoint and a picture take."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)], check=False).returncode:
-        pytest.skip("needs the right to mount")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_a_full_disk_is_told_and_with_space_the_stage_goes_on_to_the_same_result(finished, with_caches, small_disk):

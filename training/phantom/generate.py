@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import joblib
 import numpy as np
-import SimpleITK as sitk
 from rich.progress import track
 
 from algorithm.errors import InputError
 from algorithm.lobes import LOBES
-from training.cases import COLUMNS
+from training.cases import COLUMNS, TABLE
+from training.files import read_json, remove_stale, whole_folder, write_image, write_json, write_text
 from training.phantom.chest import Phantom, PhantomOptions, make_phantom
 from training.phantom.reader import reader_scores
 from training.phantom.shapes import read_lobe_shape
@@ -33,6 +33,7 @@ __all__ = [
 
 OPTIONS = "phantom.json"
 SCORE_COLUMNS = {lobe.label: lobe.key for lobe in LOBES}
+_SCORES = "scores.json"
 _VOLUMES = ("ct", "lobes", "lesions", "vessels")
 _SHAPE_SHARES = {"test": 0.2, "validation": 0.1}
 
@@ -75,7 +76,8 @@ def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions)
         options: see there.
 
     Raises:
-        InputError: if the counts do not fit, shapes are missing, or `out` holds phantoms of other options.
+        InputError: if the counts do not fit, shapes are missing, `out` holds phantoms of other options, or the disk is
+            full.
     """
     held_out = options.validation + options.test + options.healthy
     if cases < max(held_out, 1):
@@ -85,6 +87,7 @@ def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions)
         )
     shapes = shapes_by_split(options.lobe_shapes, seed) if options.lobe_shapes is not None else None
     _claim(out, seed, options)
+    remove_stale(out / "images")
     jobs = (
         joblib.delayed(_write_case)(
             case, seed, out, options, None if shapes is None else shapes[split_of(case, options)]
@@ -93,12 +96,11 @@ def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions)
     )
     results: Iterator[dict[str, str | int]] = joblib.Parallel(n_jobs=options.workers, return_as="generator")(jobs)
     rows = list(track(results, description="phantoms", total=cases))
-    partial = out / "cases.csv.partial"
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(out / "cases.csv")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out / TABLE, text.getvalue())
 
 
 def _claim(out: Path, seed: int, options: PhantomOptions) -> None:
@@ -107,10 +109,10 @@ def _claim(out: Path, seed: int, options: PhantomOptions) -> None:
     note = out / OPTIONS
     out.mkdir(parents=True, exist_ok=True)
     if note.exists():
-        theirs = json.loads(note.read_text(encoding="utf-8"))
+        theirs = read_json(note)
         if theirs != mine:
             raise InputError(f"{out} holds phantoms made with {theirs}, not {mine}: choose an empty directory")
-    note.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+    write_json(note, mine)
 
 
 def _write_case(
@@ -118,27 +120,20 @@ def _write_case(
 ) -> dict[str, str | int]:
     name = f"p{case:04d}"
     folder = out / "images" / name
-    scores_file = folder / "scores.json"
-    if not scores_file.exists():
+    if not (folder / _SCORES).exists():
+        shutil.rmtree(folder, ignore_errors=True)
         rng = np.random.default_rng([seed, case])
         shape = None if shapes is None else read_lobe_shape(shapes[int(rng.integers(len(shapes)))])
         first_healthy = options.test + options.validation
         is_healthy = first_healthy <= case < first_healthy + options.healthy
         phantom = make_phantom(rng, options, shape, healthy=is_healthy)
-        partial = folder.with_name(name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for kind in _VOLUMES:
-            image = getattr(phantom, kind).to_sitk()
-            sitk.WriteImage(image, str(partial / f"{kind}.mha"), useCompression=True, compressionLevel=2)
         noise = 0.0 if split_of(case, options) == "test" else options.score_noise
         scores = reader_scores(phantom.percentages(), np.random.default_rng([seed, case, 1]), noise=noise)
-        (partial / "scores.json").write_text(
-            json.dumps({SCORE_COLUMNS[label]: score for label, score in scores.items()}), encoding="utf-8"
-        )
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with whole_folder(folder) as unnamed:
+            for kind in _VOLUMES:
+                write_image(unnamed / f"{kind}.mha", getattr(phantom, kind))
+            write_json(unnamed / _SCORES, {SCORE_COLUMNS[label]: score for label, score in scores.items()})
     row: dict[str, str | int] = {"case": name, "split": split_of(case, options)}
     row |= {kind: f"images/{name}/{kind}.mha" for kind in _VOLUMES}
-    row |= json.loads(scores_file.read_text(encoding="utf-8"))
+    row |= read_json(folder / _SCORES)
     return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import subprocess
 from pathlib import Path
 
 import cc3d
@@ -167,14 +168,25 @@ def test_score_noise_misreads_lobes_of_training_and_validation_cases_and_changes
     assert images.items() < _digests(directory).items()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_told_and_with_space_it_goes_on(small_disk: Path, directory: Path, workers: int) -> None:
+    options = PhantomOptions(coarseness=COARSE, validation=1, test=1, workers=workers)
+    with pytest.raises(InputError, match=r"no space left on the disk, .* run the same command again, finished parts"):
+        write_phantoms(cases=3, seed=7, out=small_disk, options=options)
+    assert not (small_disk / "cases.csv").exists()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    write_phantoms(cases=3, seed=7, out=small_disk, options=options)
+    assert _digests(small_disk) == _digests(directory) and not list(small_disk.rglob("*.tmp"))
+
+
 def test_complete_cases_are_kept_and_incomplete_ones_made_again(tmp_path: Path) -> None:
     options = PhantomOptions(coarseness=COARSE)
     write_phantoms(cases=2, seed=1, out=tmp_path, options=options)
     before = _digests(tmp_path)
     kept = tmp_path / "images/p0000/ct.mha"
     stamp = kept.stat().st_mtime_ns
-    (tmp_path / "images/p0001").rename(tmp_path / "images/p0001.partial")
-    (tmp_path / "images/p0001.partial/ct.mha").unlink()
+    (tmp_path / "images/p0001").rename(tmp_path / "images/p0001.0.tmp")
+    (tmp_path / "images/p0001.0.tmp/ct.mha").unlink()
     write_phantoms(cases=2, seed=1, out=tmp_path, options=options)
     assert kept.stat().st_mtime_ns == stamp
     assert _digests(tmp_path) == before
