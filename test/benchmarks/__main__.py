@@ -21,6 +21,7 @@ from .phantom import chest
 
 COMMAND = "PYTHONPATH=test python -m benchmarks"
 BOX = (240, 200, 220)  # the lung box of a large chest at 1.5 mm
+WITHOUT_LOBES = (400, 512, 512)
 WIDTHS = (8, 32)
 REAL_SCANS = Path("../shared/data/ct")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,10 +62,16 @@ def growth(box: tuple[int, int, int]) -> dict[tuple[int, int, int], float]:
     return {b: ours.network_cost(8, b, "fp32").seconds * 1e6 / (b[0] * b[1] * b[2]) for b in boxes}
 
 
-def memory(box: tuple[int, int, int], scan: tuple[int, int, int], widths: tuple[int, ...]) -> dict[str, float]:
+def memory(
+    box: tuple[int, int, int], scan: tuple[int, int, int], lobes: tuple[int, int, int], widths: tuple[int, ...]
+) -> dict[str, float]:
     """Peak GB of processes."""
     size, text = "x".join(map(str, scan)), "x".join(map(str, box))
-    peaks = {f"segment, default model, {size}": measure.peak_memory_gb("segment", size)}
+    without = "x".join(map(str, lobes))
+    peaks = {
+        f"segment, default model, {size}": measure.peak_memory_gb("segment", size),
+        f"lobes of a scan without, {without}": measure.peak_memory_gb("lobes", without),
+    }
     for width in widths:
         for precision in PRECISIONS:
             name = f"network, width {width}, {precision}, {text}"
@@ -92,6 +99,7 @@ def main() -> None:
     box = (48, 40, 56) if options.quick else BOX
     size = (60, 96, 96) if options.quick else (300, 512, 512)
     lung = (50, 60, 80) if options.quick else (300, 400, 440)
+    without = (64, 96, 96) if options.quick else WITHOUT_LOBES
     scan = chest(size, (1.2, 0.75, 0.75), lung, seed=1)
     text = document.render(
         command=COMMAND + (" --quick" if options.quick else ""),
@@ -103,7 +111,8 @@ def main() -> None:
         growth=growth(box),
         stages=ours.stages(*scan),
         kernels=ours.kernels(box),
-        memory=memory(box, (64, 96, 96) if options.quick else (600, 512, 512), widths),
+        lobes=(without, ours.lobes_and_lesions(without)),
+        memory=memory(box, (64, 96, 96) if options.quick else (600, 512, 512), without, widths),
         agreement={name: list(ours.agreement(*volumes)) for name, volumes in scans(scan).items()},
         minutes=lambda: (time.perf_counter() - started) / 60,
     )

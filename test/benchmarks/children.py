@@ -28,11 +28,15 @@ def _segment(size: str) -> None:
     ours.memory_case(_box(size), (1.0, 0.7, 0.7))
 
 
+def _lobes(size: str) -> None:
+    ours.lobes_memory_case(_box(size))
+
+
 def _nnunet() -> None:
     with torch.inference_mode():
         peers.nnunet_network()(torch.rand(1, 1, *(peers.NNUNET_PATCH,) * 3))
 
 
 if __name__ == "__main__":
-    {"network": _network, "segment": _segment, "nnunet": _nnunet}[sys.argv[1]](*sys.argv[2:])
+    {"network": _network, "segment": _segment, "lobes": _lobes, "nnunet": _nnunet}[sys.argv[1]](*sys.argv[2:])
     print(json.dumps({"peak_gb": own_peak_gb()}))
