@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from algorithm.model import LESION, VESSEL
+from algorithm.severity import SCORE_INTERVALS
 from training.cases import Case, read_cases
 from training.files import save_array
 from training.loop import make_fabric
@@ -24,8 +25,11 @@ from training.parallel import over_scans
 from training.prepare import PreparedCase, prepared
 from training.regress import trained_network
 from training.scan_maps import scan_map
+from training.settings import PseudoSettings
 from training.stages import Run
 from training.vessels import scan_vessels
+
+UNLIKELY = 0.25  # of a score's interval, at either end: readers err near it, and most lobes lie further inside
 
 
 def pseudo(run: Run, folder: Path) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def _write_case(run: Run, folder: Path, case: Case) -> None:
             device=fabric.device,
         )
     vessels, lobes = scan_vessels(run, case), cache.array("scan_lobes")
-    labels = pseudo_labels(dram, case, lobes=lobes, vessels=vessels, threshold=settings.threshold)
+    labels = pseudo_labels(dram, case, lobes=lobes, vessels=vessels, settings=settings)
     dram_path, labels_path = _paths(folder, case)
     save_array(dram_path, dram.astype(np.float16))
     save_array(labels_path, labels)
@@ -93,21 +97,63 @@ def pseudo_labels(
     *,
     lobes: NDArray[np.uint8],
     vessels: NDArray[np.uint8],
-    threshold: float,
+    settings: PseudoSettings,
 ) -> NDArray[np.uint8]:
-    """Network classes from a dRAM: lesion above the threshold, but none on vessels or in training lobes of score 0.
+    """Network classes from a dRAM: lesion above the threshold, but none on vessels.
+
+    A score is used only where it may be, in training cases: a lobe of score 0 has no lesion, and with
+    ``settings.fit_scores`` the threshold of every other scored lobe is moved as little as makes its share of lesion
+    one that its score stands for. (Not in the paper: a mean over the lobe that has just reached its interval leaves
+    labels that fall short of it.)
 
     Args:
         dram: probability (z, y, x).
-        case: its scores are used only where they may be: in training cases.
+        case: split and scores.
         lobes: lobe labels, the same shape.
         vessels: 1 on vessels, the same shape.
-        threshold: probability above which a voxel becomes lesion.
+        settings: threshold, and whether it is moved.
 
     Returns:
         uint8 (z, y, x), 0 background, 1 vessel, 2 lesion.
     """
-    healthy = [label for label, score in case.scores.items() if score == 0 and case.split == "train"]
-    labels = np.where((dram > threshold) & ~np.isin(lobes, healthy), np.uint8(LESION), np.uint8(0))
+    labels = np.where(dram > settings.threshold, np.uint8(LESION), np.uint8(0))
     labels[vessels > 0] = VESSEL
+    for label, score in case.scores.items() if case.split == "train" else ():
+        lobe = lobes == label
+        own = labels[lobe]
+        own[own == LESION] = 0
+        if score > 0:
+            shares = _likely_shares(score) if settings.fit_scores else (0.0, 1.0)
+            own[_lesion(dram[lobe], own != VESSEL, settings.threshold, shares)] = LESION
+        labels[lobe] = own
     return labels
+
+
+def _likely_shares(score: int) -> tuple[float, float]:
+    """Least and greatest share of lesion that a score is taken for, 0 to 1."""
+    low, high = SCORE_INTERVALS[score]
+    unlikely = UNLIKELY * (high - low)
+    return low + unlikely, high - unlikely
+
+
+def _lesion(
+    probability: NDArray[np.float32], may_be: NDArray[np.bool_], threshold: float, shares: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """The likeliest voxels of a lobe: those above the threshold, or as many more or fewer as the shares demand.
+
+    Args:
+        probability: of the lobe's voxels, (n,).
+        may_be: which of them can be lesion.
+        threshold: probability.
+        shares: least and greatest, of all voxels of the lobe.
+    """
+    above = may_be & (probability > threshold)
+    count = int(np.clip(above.sum(), round(shares[0] * above.size), round(shares[1] * above.size)))
+    count = min(count, int(may_be.sum()))
+    if count == above.sum():
+        return above
+    candidates = np.flatnonzero(may_be)
+    likeliest = candidates[np.argsort(-probability[candidates], kind="stable")[:count]]
+    lesion = np.zeros_like(above)
+    lesion[likeliest] = True
+    return lesion

@@ -190,6 +190,9 @@ class PseudoSettings(Settings):
         (0.8, 1.0, 1.2, 1.5), min_length=1, description="of the chunk size, averaged"
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a voxel becomes pseudo lesion")
+    fit_scores: bool = Field(
+        True, description="move the threshold of a training lobe until its share of lesion suits its score"
+    )
 
 
 class SegmentSettings(LoopSettings):
