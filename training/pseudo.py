@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from algorithm.model import LESION, VESSEL
-from algorithm.severity import SCORE_INTERVALS
 from training.cases import Case, read_cases
 from training.files import save_array
 from training.loop import make_fabric
@@ -26,10 +25,9 @@ from training.prepare import PreparedCase, prepared
 from training.regress import trained_network
 from training.scan_maps import scan_map
 from training.settings import PseudoSettings
+from training.shares import likely_count
 from training.stages import Run
 from training.vessels import scan_vessels
-
-UNLIKELY = 0.25  # of a score's interval, at either end: readers err near it, and most lobes lie further inside
 
 
 def pseudo(run: Run, folder: Path) -> dict[str, Any]:
@@ -121,39 +119,19 @@ def pseudo_labels(
     for label, score in case.scores.items() if case.split == "train" else ():
         lobe = lobes == label
         own = labels[lobe]
-        own[own == LESION] = 0
-        if score > 0:
-            shares = _likely_shares(score) if settings.fit_scores else (0.0, 1.0)
-            own[_lesion(dram[lobe], own != VESSEL, settings.threshold, shares)] = LESION
+        if score == 0:
+            own[own == LESION] = 0
+        elif settings.fit_scores:
+            own = _fitted(own, dram[lobe], score)
         labels[lobe] = own
     return labels
 
 
-def _likely_shares(score: int) -> tuple[float, float]:
-    """Least and greatest share of lesion that a score is taken for, 0 to 1."""
-    low, high = SCORE_INTERVALS[score]
-    unlikely = UNLIKELY * (high - low)
-    return low + unlikely, high - unlikely
-
-
-def _lesion(
-    probability: NDArray[np.float32], may_be: NDArray[np.bool_], threshold: float, shares: tuple[float, float]
-) -> NDArray[np.bool_]:
-    """The likeliest voxels of a lobe: those above the threshold, or as many more or fewer as the shares demand.
-
-    Args:
-        probability: of the lobe's voxels, (n,).
-        may_be: which of them can be lesion.
-        threshold: probability.
-        shares: least and greatest, of all voxels of the lobe.
-    """
-    above = may_be & (probability > threshold)
-    count = int(np.clip(above.sum(), round(shares[0] * above.size), round(shares[1] * above.size)))
-    count = min(count, int(may_be.sum()))
-    if count == above.sum():
-        return above
-    candidates = np.flatnonzero(may_be)
-    likeliest = candidates[np.argsort(-probability[candidates], kind="stable")[:count]]
-    lesion = np.zeros_like(above)
-    lesion[likeliest] = True
-    return lesion
+def _fitted(labels: NDArray[np.uint8], probability: NDArray[np.float32], score: int) -> NDArray[np.uint8]:
+    """Labels of a lobe's voxels, (n,), with the likeliest ones lesion, as many as suit the score; vessels stay."""
+    candidates = np.flatnonzero(labels != VESSEL)
+    count = likely_count(int((labels == LESION).sum()), labels.size, score)
+    likeliest = np.argsort(-probability[candidates], kind="stable")[:count]
+    fitted = np.where(labels == VESSEL, labels, np.uint8(0))
+    fitted[candidates[likeliest]] = LESION
+    return fitted

@@ -203,5 +203,7 @@ def _equivariance(
 
 def _refinement(drams: Drams, batch: LobeBatch, settings: RegressSettings) -> Tensor:
     raw = drams.raw.detach().float().sigmoid()
-    target = refinement_target(raw, batch.plain, batch.mask, batch.vessels, batch.scores, settings.crf)
+    target = refinement_target(
+        raw, batch.plain, batch.mask, batch.vessels, batch.scores, settings.crf, fit_scores=settings.fit_scores
+    )
     return refinement_loss(drams.refined, target, batch.mask, beta=settings.beta).mean()
