@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from algorithm.model import LESION, VESSEL
+from algorithm.severity import SCORE_INTERVALS
 from training.cases import Case, read_cases
 from training.files import save_array
 from training.loop import make_fabric
@@ -25,9 +26,10 @@ from training.prepare import PreparedCase, prepared
 from training.regress import trained_network
 from training.scan_maps import scan_map
 from training.settings import PseudoSettings
-from training.shares import likely_count
 from training.stages import Run
 from training.vessels import scan_vessels
+
+UNLIKELY = 0.25  # of a score's interval, at either end: readers err near it, and most lobes lie further inside
 
 
 def pseudo(run: Run, folder: Path) -> dict[str, Any]:
@@ -130,7 +132,10 @@ def pseudo_labels(
 def _fitted(labels: NDArray[np.uint8], probability: NDArray[np.float32], score: int) -> NDArray[np.uint8]:
     """Labels of a lobe's voxels, (n,), with the likeliest ones lesion, as many as suit the score; vessels stay."""
     candidates = np.flatnonzero(labels != VESSEL)
-    count = likely_count(int((labels == LESION).sum()), labels.size, score)
+    low, high = SCORE_INTERVALS[score]
+    unlikely = UNLIKELY * (high - low)
+    shares = low + unlikely, high - unlikely
+    count = int(np.clip((labels == LESION).sum(), *(round(share * labels.size) for share in shares)))
     likeliest = np.argsort(-probability[candidates], kind="stable")[:count]
     fitted = np.where(labels == VESSEL, labels, np.uint8(0))
     fitted[candidates[likeliest]] = LESION

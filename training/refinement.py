@@ -11,9 +11,6 @@ from torch.nn import functional
 from training.crf import dense_crf
 from training.losses import lobe_mean
 from training.settings import CrfSettings
-from training.shares import likely_count
-
-FITTED_RANGE = (1e-3, 1 - 1e-3)  # of probabilities that are shifted
 
 
 @torch.no_grad()
@@ -24,8 +21,6 @@ def refinement_target(
     vessels: Tensor | None,
     scores: Sequence[int],
     settings: CrfSettings,
-    *,
-    fit_scores: bool,
 ) -> Tensor:
     """Labels that the refined dRAM is to learn: the raw dRAM off the vessels, cleaned up by a dense CRF.
 
@@ -36,8 +31,6 @@ def refinement_target(
         vessels: 1 on vessels, 0 elsewhere, the same shape; None leaves lesion on vessels.
         scores: of the lobes, B of them.
         settings: of the dense CRF.
-        fit_scores: whether the CRF starts from as many voxels above 0.5 as suit the score (not in the paper: there it
-            starts from what the mean over the lobe, which has just reached the score's interval, leaves above 0.5).
 
     Returns:
         int64 (B, D, H, W), 1 on lesion and 0 elsewhere, without gradients; 0 outside the lobe, and throughout a chunk
@@ -52,31 +45,9 @@ def refinement_target(
     scored = [index for index, score in enumerate(scores) if score > 0]
     if scored:
         off_vessels = probability if vessels is None else probability * (1 - vessels)
-        start = off_vessels[scored]
-        if fit_scores:
-            chunks = zip(start, mask[scored], (scores[index] for index in scored), strict=True)
-            start = torch.stack([fitted(*chunk) for chunk in chunks])
-        lesion = dense_crf(start, image[scored], mask[scored], settings) > 0.5
+        lesion = dense_crf(off_vessels[scored], image[scored], mask[scored], settings) > 0.5
         target[scored] = lesion[:, 0].long()
     return target
-
-
-def fitted(probability: Tensor, mask: Tensor, score: int) -> Tensor:
-    """A probability whose logit is shifted until the share of a lobe that is above 0.5 suits the lobe's score.
-
-    Args:
-        probability: (1, D, H, W).
-        mask: more than 0 inside the lobe, the same shape.
-        score: of the lobe, above 0.
-    """
-    inside = probability[mask > 0]
-    above = int((inside > 0.5).sum())
-    count = likely_count(above, inside.numel(), score)
-    if count == above:
-        return probability
-    border = inside.kthvalue(max(inside.numel() - count, 1)).values
-    odds = probability.clamp(*FITTED_RANGE).logit() - border.clamp(*FITTED_RANGE).logit()
-    return odds.sigmoid()
 
 
 def refinement_loss(logits: Tensor, target: Tensor, mask: Tensor, beta: float) -> Tensor:

@@ -203,7 +203,5 @@ def _equivariance(
 
 def _refinement(drams: Drams, batch: LobeBatch, settings: RegressSettings) -> Tensor:
     raw = drams.raw.detach().float().sigmoid()
-    target = refinement_target(
-        raw, batch.plain, batch.mask, batch.vessels, batch.scores, settings.crf, fit_scores=settings.fit_scores
-    )
+    target = refinement_target(raw, batch.plain, batch.mask, batch.vessels, batch.scores, settings.crf)
     return refinement_loss(drams.refined, target, batch.mask, beta=settings.beta).mean()

@@ -101,7 +101,6 @@ class RegressSettings(LoopSettings):
     beta: float = Field(0.8, ge=0, le=1, description="weight of the target against the network's own label in Eq. 4")
     attention: bool = Field(True, description="refine by local attention; else the target acts on the raw dRAM")
     suppress_vessels: bool = Field(True, description="no refinement target on vessels")
-    fit_scores: bool = Field(True, description="start the refinement's target from as much lesion as the score says")
     crf: CrfSettings = Field(CrfSettings(), description="makes the refinement's target")
     validate_every: int = Field(500, ge=1, description="steps between validations")
 

@@ -94,9 +94,7 @@ def draw_chunks(network: nn.Module, batch: LobeBatch, settings: RegressSettings)
     """A PNG with a row per lobe: CT, raw dRAM, refined dRAM and refinement target, in the slice with most lesion."""
     drams: Drams = network(batch.image, batch.mask)
     raw, refined = (logits.float().sigmoid() for logits in drams)
-    target = refinement_target(
-        raw, batch.image, batch.mask, batch.vessels, batch.scores, settings.crf, fit_scores=settings.fit_scores
-    )
+    target = refinement_target(raw, batch.image, batch.mask, batch.vessels, batch.scores, settings.crf)
     columns = {"CT": batch.image, "raw dRAM": raw, "refined dRAM": refined, "target": target[:, None]}
     arrays = {name: (values * batch.mask)[:, 0].float().cpu().numpy() for name, values in columns.items()}
     rows = len(batch.scores)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.refinement import fitted, refinement_loss, refinement_target
+from training.refinement import refinement_loss, refinement_target
 from training.settings import CrfSettings
 
 THRESHOLD = CrfSettings(iterations=0)
@@ -20,16 +20,16 @@ def test_target_is_lesion_off_the_vessels_and_inside_the_lobe():
     mask = chunks([1, 1, 1, 0, 1, 1, 1, 0], [1] * 8)
     vessels = chunks([1, 0.3, 0.5, 0, 0, 0, 0, 0], [0] * 8)
     image = torch.zeros_like(mask)
-    target = refinement_target(probability, image, mask, vessels, [3, 0], THRESHOLD, fit_scores=False)
+    target = refinement_target(probability, image, mask, vessels, [3, 0], THRESHOLD)
     assert target.dtype == torch.int64
     assert target.flatten(1).tolist() == [[0, 1, 0, 0, 0, 0, 0, 0], [0] * 8]
-    without = refinement_target(probability, image, mask, None, [3, 1], THRESHOLD, fit_scores=False)
+    without = refinement_target(probability, image, mask, None, [3, 1], THRESHOLD)
     assert without.flatten(1).tolist() == [[1, 1, 1, 0, 0, 0, 0, 0], [1] * 8]
 
 
 def test_target_of_healthy_lobes_alone_is_empty():
     ones = torch.ones(2, 1, 4, 4, 4)
-    target = refinement_target(ones, ones, ones, None, [0, 0], CrfSettings(), fit_scores=False)
+    target = refinement_target(ones, ones, ones, None, [0, 0], CrfSettings())
     assert target.shape == (2, 4, 4, 4) and not target.any()
 
 
@@ -43,39 +43,9 @@ def test_target_passes_the_crf_between_vessels_and_lobe():
     mask[..., :2] = 0
     image = torch.full_like(probability, 0.2)
     image[..., :8] = 0.5
-    target = refinement_target(probability.requires_grad_(), image, mask, vessels, [4], CrfSettings(), fit_scores=False)
+    target = refinement_target(probability.requires_grad_(), image, mask, vessels, [4], CrfSettings())
     assert not target.requires_grad
     assert not target[..., :2].any() and target[..., 2:8].all() and not target[..., 8:].any()
-
-
-RISING = torch.linspace(0.005, 0.995, 100).reshape(1, 4, 5, 5)  # 50 voxels above 0.5
-
-
-@pytest.mark.parametrize(("score", "above"), [(1, 4), (2, 20), (3, 44), (4, 56), (5, 81)])
-def test_as_much_is_above_one_half_as_suits_the_score(score, above):
-    """Taken for 2 to 4 %, 10 to 20 %, 31 to 44 %, 56 to 69 %, 81 to 94 %; the order of voxels stays."""
-    shifted = fitted(RISING, torch.ones_like(RISING), score)
-    assert int((shifted > 0.5).sum()) == above
-    assert (shifted.flatten().diff() > 0).all()
-    odds = shifted.logit() - RISING.logit()
-    torch.testing.assert_close(odds, odds.flatten()[0].expand_as(odds), rtol=1e-3, atol=1e-3)
-
-
-def test_what_suits_the_score_is_left_alone_and_outside_the_lobe_nothing_counts():
-    mask = torch.ones_like(RISING)
-    assert torch.equal(fitted(RISING + 0.1, mask, 4), RISING + 0.1)
-    mask[:, 2:] = 0  # all that is above 0.5
-    shifted = fitted(RISING, mask, 2)
-    assert int((shifted[mask > 0] > 0.5).sum()) == 5
-
-
-def test_the_target_starts_from_as_much_lesion_as_the_score_says():
-    probability, mask = RISING[None].repeat(2, 1, 1, 1, 1), torch.ones(2, 1, 4, 5, 5)
-    vessels = torch.zeros_like(mask)
-    vessels[1, :, 3, 4] = 1  # the five likeliest
-    target = refinement_target(probability, mask, mask, vessels, [5, 3], THRESHOLD, fit_scores=True)
-    assert target.sum(dim=(1, 2, 3)).tolist() == [81, 44]
-    assert not target[1, 3, 4].any()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from training.loop import BEST, Terms, Validation, train
 from training.settings import LoopSettings, Ramp, RegressSettings
 from training.validation import dram_validation, draw_chunks, measure_scores
 
-THRESHOLD = RegressSettings.model_validate({"fit_scores": False, "crf": {"iterations": 0}})
+THRESHOLD = RegressSettings.model_validate({"crf": {"iterations": 0}})
 
 
 class Given(torch.nn.Module):
