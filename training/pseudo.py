@@ -134,8 +134,8 @@ def _fitted(labels: NDArray[np.uint8], probability: NDArray[np.float32], score: 
     candidates = np.flatnonzero(labels != VESSEL)
     low, high = SCORE_INTERVALS[score]
     unlikely = UNLIKELY * (high - low)
-    shares = low + unlikely, high - unlikely
-    count = int(np.clip((labels == LESION).sum(), *(round(share * labels.size) for share in shares)))
+    least, most = (round(share * labels.size) for share in (low + unlikely, high - unlikely))
+    count = min(max(int((labels == LESION).sum()), least), most)
     likeliest = np.argsort(-probability[candidates], kind="stable")[:count]
     fitted = np.where(labels == VESSEL, labels, np.uint8(0))
     fitted[candidates[likeliest]] = LESION
