@@ -34,12 +34,21 @@ def lesion_margin(
         warn: told that memory ran out, and that smaller tiles went on.
 
     Returns:
-        float32 in [-1, 1], positive where lesion wins; zero where nothing was computed.
+        float32 in [-1, 1], positive where lesion wins; -1 where nothing was computed.
     """
 
     def margin(logits: Tensor) -> Tensor:
         probability = logits.softmax(dim=0)  # (3, D, H, W)
         return probability[LESION] - probability[:LESION].amax(dim=0)
 
-    values = predict_scan(network, image.array, inside, margin, memory_bytes=memory_bytes, progress=progress, warn=warn)
+    values = predict_scan(
+        network,
+        image.array,
+        inside,
+        margin,
+        outside=-1.0,
+        memory_bytes=memory_bytes,
+        progress=progress,
+        warn=warn,
+    )
     return image.with_array(values)

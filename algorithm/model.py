@@ -77,6 +77,12 @@ class ModelDescription(_Part):
     classes: tuple[str, ...] = CLASSES
     lobes: dict[str, int] = {lobe.key: lobe.label for lobe in LOBES}
     score_lower_percent: tuple[float, ...] = SCORE_LOWER_PERCENT
+    lesion_margin: float = Field(
+        0.0,
+        gt=-1,
+        lt=1,
+        description="lesion is where its probability exceeds that of any other class by more than this",
+    )
     subtype_vote: VoteRules = VoteRules()
     training: dict[str, Any] = Field(description="data, seed, commit, settings")
     results: dict[str, Any] = Field(description="what was measured, on what")

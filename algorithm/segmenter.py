@@ -94,7 +94,7 @@ class Predicted:
     """What the network says of a scan.
 
     Attributes:
-        margin: positive where lesion wins, on the network's grid.
+        margin: by how much lesion is likelier than any other class, on the network's grid.
         warnings: for the report.
         seconds: spent.
     """
@@ -242,7 +242,8 @@ class LesionSegmenter:
         """The last step: back to the scan's grid, lesions by subtype, and the report."""
         started = time.perf_counter()
         lung_ct, lung_lobes = prepared.lung_ct, prepared.lung_lobes
-        lesions = resample(predicted.margin, lung_ct.geometry, "linear").array > 0
+        margin = resample(predicted.margin, lung_ct.geometry, "linear").array
+        lesions = margin > self.model.description.lesion_margin
         lesions &= lung_lobes.array > 0
         components = find_components(lesions, lung_ct.array, voxel_ml=prepared.ct.voxel_ml)
         subtypes = vote(components, self.model.reference, self.model.description.subtype_vote)

@@ -145,6 +145,7 @@ def predict_scan(
     inside: NDArray[np.bool_],
     reduce: Callable[[Tensor], Tensor],
     *,
+    outside: float = 0.0,
     memory_bytes: float,
     progress: Callable[[float], None] | None = None,
     warn: Callable[[str], None] | None = None,
@@ -156,12 +157,13 @@ def predict_scan(
         image: float32 (z, y, x); what lies outside it counts as zero.
         inside: bool (z, y, x); no more than a few voxels around these are computed.
         reduce: maps logits (classes, D, H, W) to one value per voxel.
+        outside: value where nothing is computed.
         memory_bytes: what the features of one tile may take.
         progress: told the finished fraction.
         warn: told that memory ran out.
 
     Returns:
-        float32 (z, y, x), zero where nothing was computed.
+        float32 (z, y, x).
 
     Raises:
         InputError: not even the smallest tiles fit into memory.
@@ -170,7 +172,9 @@ def predict_scan(
         plan = plan_tiles(image.shape, width=network.width, value_bytes=network.value_bytes, memory_bytes=memory_bytes)
         try:
             with _reference_arithmetic():
-                return _predict_tiles(network, image, inside, reduce, plan, progress or (lambda fraction: None))
+                result = torch.full(image.shape, outside, dtype=torch.float32, device=network.device)
+                _predict_tiles(network, image, inside, reduce, plan, result, progress or (lambda fraction: None))
+                return result.cpu().numpy()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -205,9 +209,9 @@ def _predict_tiles(
     inside: NDArray[np.bool_],
     reduce: Callable[[Tensor], Tensor],
     plan: TilePlan,
+    result: Tensor,
     progress: Callable[[float], None],
-) -> NDArray[np.float32]:
-    result = torch.zeros(image.shape, dtype=torch.float32, device=network.device)
+) -> None:
     tiles = [(tile, parts) for tile in plan.tiles() if (parts := list(lobe_parts(tile, inside)))]
     for done, (tile, parts) in enumerate(tiles):
         x, skip = _coarse_features(network, tile, image)
@@ -218,7 +222,6 @@ def _predict_tiles(
             result[part] = values[tuple(slice(0, p.stop - p.start) for p in part)]
             progress((done + number / len(parts)) / len(tiles))
         del x, skip
-    return result.cpu().numpy()
 
 
 def _coarse_features(network: InferenceNetwork, tile: Tile, image: NDArray[np.float32]) -> tuple[Tensor, Tensor]:

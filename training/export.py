@@ -29,7 +29,7 @@ from training.files import write_text, write_whole
 from training.lobes import STAGE as LOBE_STAGE
 from training.lobes import description as lobe_description
 from training.lobes import trained as trained_lobes
-from training.segment import trained_network
+from training.segment import lesion_border, trained_network
 from training.settings import LobeSettings
 from training.stages import Run, environment
 
@@ -73,6 +73,7 @@ def _description(run: Run, files: dict[str, str], lobe_record: dict[str, Any] | 
         architecture=Architecture(width=config.segment.width),
         preprocessing=Preprocessing(spacing_mm=config.prepare.scan_spacing_mm),
         lobe_network=lobe_description(LobeSettings(**lobe_record["settings"])) if lobe_record else None,
+        lesion_margin=lesion_border(run),
         subtype_vote=config.subtypes,
         training={
             "data": config.export.data,

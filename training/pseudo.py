@@ -5,7 +5,7 @@ python -m training pseudo --data DATA --run-dir RUN
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,55 +17,73 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from algorithm.model import LESION, VESSEL
-from algorithm.severity import SCORE_INTERVALS
-from training.cases import Case, read_cases
-from training.files import save_array
+from training.borders import PROBABILITY_BORDERS, best_border
+from training.cases import Case, of_split, read_cases
+from training.files import load_array, save_array
 from training.loop import make_fabric
 from training.parallel import over_scans
 from training.prepare import PreparedCase, prepared
 from training.regress import trained_network
 from training.scan_maps import scan_map
-from training.settings import PseudoSettings
 from training.stages import Run
 from training.vessels import scan_vessels
-
-UNLIKELY = 0.25  # of a score's interval, at either end: readers err near it, and most lobes lie further inside
 
 
 def pseudo(run: Run, folder: Path) -> dict[str, Any]:
     """Write dRAM and pseudo labels of every case that has not got both.
 
     Writes <case>_dram.npy, float16 probability, and <case>_labels.npy, uint8 classes, (z, y, x) on the scan's grid.
+
+    Returns:
+        ``cases``, and ``threshold``, the probability above which a voxel is lesion.
     """
     cases = read_cases(run.data)
-    todo = [case for case in cases if not all(path.is_file() for path in _paths(folder, case))]
     on_gpu = make_fabric(run, run.config.regress.precision).device.type == "cuda"
     workers = replace(run.workers, count=1) if on_gpu else run.workers  # one network at a time on this machine's GPU
-    over_scans("pseudo", partial(_write_case, run, folder), todo, workers)
-    return {"cases": len(cases)}
+    without = [case for case in cases if not _dram_path(folder, case).is_file()]
+    over_scans("dRAMs", partial(_write_dram, run, folder), without, workers)
+    threshold = chosen_threshold(run, lambda case: load_array(_dram_path(folder, case)))
+    todo = [case for case in cases if not _labels_path(folder, case).is_file()]
+    over_scans("pseudo labels", partial(_write_labels, run, folder, threshold), todo, run.workers)
+    return {"cases": len(cases), "threshold": threshold}
 
 
-def _write_case(run: Run, folder: Path, case: Case) -> None:
+def chosen_threshold(run: Run, dram: Callable[[Case], NDArray[np.floating[Any]]]) -> float:
+    """The threshold of the settings, or the one under which the validation lobes' scores agree best.
+
+    Args:
+        run: with settings and caches.
+        dram: of a case, on its scan's grid.
+    """
+    if run.config.pseudo.threshold is not None:
+        return run.config.pseudo.threshold
+    cases = of_split(read_cases(run.data), "validation")
+    maps = ((dram(case), prepared(run, case).array("scan_lobes"), case.scores) for case in cases)
+    return best_border(maps, PROBABILITY_BORDERS, otherwise=0.5)
+
+
+def _write_dram(run: Run, folder: Path, case: Case) -> None:
     fabric = make_fabric(run, run.config.regress.precision)
     network = trained_network(run).to(fabric.device)
-    cache, settings = prepared(run, case), run.config.pseudo
+    size, scales = run.config.regress.chunk_size, run.config.pseudo.scales
     with fabric.autocast():
-        dram = scan_dram(
-            network,
-            cache,
-            chunk_size=run.config.regress.chunk_size,
-            scales=settings.scales,
-            device=fabric.device,
-        )
-    vessels, lobes = scan_vessels(run, case), cache.array("scan_lobes")
-    labels = pseudo_labels(dram, case, lobes=lobes, vessels=vessels, settings=settings)
-    dram_path, labels_path = _paths(folder, case)
-    save_array(dram_path, dram.astype(np.float16))
-    save_array(labels_path, labels)
+        dram = scan_dram(network, prepared(run, case), chunk_size=size, scales=scales, device=fabric.device)
+    save_array(_dram_path(folder, case), dram.astype(np.float16))
 
 
-def _paths(folder: Path, case: Case) -> tuple[Path, Path]:
-    return folder / f"{case.name}_dram.npy", folder / f"{case.name}_labels.npy"
+def _write_labels(run: Run, folder: Path, threshold: float, case: Case) -> None:
+    vessels, lobes = scan_vessels(run, case), prepared(run, case).array("scan_lobes")
+    dram = load_array(_dram_path(folder, case))
+    labels = pseudo_labels(dram, case, lobes=lobes, vessels=vessels, threshold=threshold)
+    save_array(_labels_path(folder, case), labels)
+
+
+def _dram_path(folder: Path, case: Case) -> Path:
+    return folder / f"{case.name}_dram.npy"
+
+
+def _labels_path(folder: Path, case: Case) -> Path:
+    return folder / f"{case.name}_labels.npy"
 
 
 def scan_dram(
@@ -92,51 +110,26 @@ def scan_dram(
 
 
 def pseudo_labels(
-    dram: NDArray[np.float32],
+    dram: NDArray[np.floating[Any]],
     case: Case,
     *,
     lobes: NDArray[np.uint8],
     vessels: NDArray[np.uint8],
-    settings: PseudoSettings,
+    threshold: float,
 ) -> NDArray[np.uint8]:
-    """Network classes from a dRAM: lesion above the threshold, but none on vessels.
-
-    A score is used only where it may be, in training cases: a lobe of score 0 has no lesion, and with
-    ``settings.fit_scores`` the threshold of every other scored lobe is moved as little as makes its share of lesion
-    one that its score stands for. (Not in the paper: a mean over the lobe that has just reached its interval leaves
-    labels that fall short of it.)
+    """Network classes from a dRAM: lesion above the threshold, but none on vessels or in training lobes of score 0.
 
     Args:
         dram: probability (z, y, x).
-        case: split and scores.
+        case: its scores are used only where they may be: in training cases.
         lobes: lobe labels, the same shape.
         vessels: 1 on vessels, the same shape.
-        settings: threshold, and whether it is moved.
+        threshold: probability above which a voxel becomes lesion.
 
     Returns:
         uint8 (z, y, x), 0 background, 1 vessel, 2 lesion.
     """
-    labels = np.where(dram > settings.threshold, np.uint8(LESION), np.uint8(0))
+    healthy = [label for label, score in case.scores.items() if score == 0 and case.split == "train"]
+    labels = np.where((dram > threshold) & ~np.isin(lobes, healthy), np.uint8(LESION), np.uint8(0))
     labels[vessels > 0] = VESSEL
-    for label, score in case.scores.items() if case.split == "train" else ():
-        lobe = lobes == label
-        own = labels[lobe]
-        if score == 0:
-            own[own == LESION] = 0
-        elif settings.fit_scores:
-            own = _fitted(own, dram[lobe], score)
-        labels[lobe] = own
     return labels
-
-
-def _fitted(labels: NDArray[np.uint8], probability: NDArray[np.float32], score: int) -> NDArray[np.uint8]:
-    """Labels of a lobe's voxels, (n,), with the likeliest ones lesion, as many as suit the score; vessels stay."""
-    candidates = np.flatnonzero(labels != VESSEL)
-    low, high = SCORE_INTERVALS[score]
-    unlikely = UNLIKELY * (high - low)
-    least, most = (round(share * labels.size) for share in (low + unlikely, high - unlikely))
-    count = min(max(int((labels == LESION).sum()), least), most)
-    likeliest = np.argsort(-probability[candidates], kind="stable")[:count]
-    fitted = np.where(labels == VESSEL, labels, np.uint8(0))
-    fitted[candidates[likeliest]] = LESION
-    return fitted

@@ -13,24 +13,32 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 
+from algorithm.engine import make_network
 from algorithm.errors import InputError
+from algorithm.images import Volume
+from algorithm.inference_network import InferenceNetwork
+from algorithm.margin import lesion_margin
 from algorithm.model import CLASSES, LESION
 from algorithm.network import CONTEXT, UNet3D
 from training.augment import flip, stretch_contrast
 from training.batches import Batches
+from training.borders import MARGIN_BORDERS, best_border
 from training.cases import of_split, read_cases
 from training.chunks import take
 from training.files import load_array
 from training.loop import Terms, load_trained, make_fabric, train
 from training.losses import bootstrapping_loss
+from training.parallel import console
 from training.prepare import PreparedCase, prepared
 from training.settings import SegmentSettings
 from training.stages import Run
 
 Labels = Literal["pseudo", "reference"]
 CLASS_PRIOR = (0.9, 0.02, 0.08)
+MEMORY_BYTES = 4e9  # for a tile of the network over a scan
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ def segment_reference(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _train(run: Run, folder: Path, labels: Labels) -> dict[str, Any]:
+    """Returns the number of ``scans``, the ``labels``, and ``lesion_margin``, the border that inference takes."""
     settings, seed = run.config.segment, run.config.seed
     fabric = make_fabric(run, settings.precision)
     scans = labelled_scans(run, labels)
@@ -84,7 +93,26 @@ def _train(run: Run, folder: Path, labels: Labels) -> dict[str, Any]:
         return model(image.contiguous(memory_format=torch.channels_last_3d))
 
     train(fabric, new_network(settings), batches, terms, settings, folder, plain=plain, readers=run.workers.count)
-    return {"scans": len(scans), "labels": labels}
+    network = make_network(load_trained(new_network(settings), folder), device=fabric.device)
+    return {"scans": len(scans), "labels": labels, "lesion_margin": _chosen_margin(run, network)}
+
+
+def _chosen_margin(run: Run, network: InferenceNetwork) -> float:
+    """The margin of the settings, or the one under which the validation lobes' scores agree best."""
+    if run.config.segment.lesion_margin is not None:
+        return run.config.segment.lesion_margin
+    cases = track(of_split(read_cases(run.data), "validation"), "lesion margin", console=console)
+    maps = (
+        (scan_margin(network, cache).array, cache.array("scan_lobes"), case.scores)
+        for case, cache in ((case, prepared(run, case)) for case in cases)
+    )
+    return best_border(maps, MARGIN_BORDERS, otherwise=0.0)
+
+
+def scan_margin(network: InferenceNetwork, case: PreparedCase) -> Volume:
+    """By how much lesion is likelier than any other class, on the scan's grid (`algorithm.margin.lesion_margin`)."""
+    image = Volume(case.array("scan_image").astype(np.float32), case.geometry("scan"))
+    return lesion_margin(network, image, case.array("scan_lobes") > 0, memory_bytes=MEMORY_BYTES)
 
 
 def stage_name(labels: Labels) -> str:
@@ -102,6 +130,11 @@ def new_network(settings: SegmentSettings) -> UNet3D:
 def trained_network(run: Run, labels: Labels = "pseudo") -> UNet3D:
     """The final network of a finished stage."""
     return load_trained(new_network(run.config.segment), run.folder(stage_name(labels)))
+
+
+def lesion_border(run: Run, labels: Labels = "pseudo") -> float:
+    """The margin above which a finished stage's network says lesion."""
+    return float(run.record(stage_name(labels))["results"]["lesion_margin"])
 
 
 def labelled_scans(run: Run, labels: Labels) -> list[LabelledScan]:

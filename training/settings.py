@@ -189,9 +189,8 @@ class PseudoSettings(Settings):
     scales: tuple[PositiveFloat, ...] = Field(
         (0.8, 1.0, 1.2, 1.5), min_length=1, description="of the chunk size, averaged"
     )
-    threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a voxel becomes pseudo lesion")
-    fit_scores: bool = Field(
-        True, description="move the threshold of a training lobe until its share of lesion suits its score"
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="probability above which a voxel is lesion; left out: chosen by validation scores"
     )
 
 
@@ -202,6 +201,12 @@ class SegmentSettings(LoopSettings):
     crop_size: int = Field(132, ge=SMALLEST_VALID_INPUT, description="input voxels per side; 4 (mod 8)")
     beta: float = Field(0.8, ge=0, le=1, description="weight of the pseudo label against the network's own in Eq. 4")
     lesion_share: float = Field(0.5, ge=0, le=1, description="share of crops centred on pseudo lesion")
+    lesion_margin: float | None = Field(
+        None,
+        gt=-1,
+        lt=1,
+        description="lesion is where its probability exceeds any other by more; left out: chosen by validation scores",
+    )
 
     @field_validator("crop_size")
     @classmethod

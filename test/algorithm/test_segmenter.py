@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,18 @@ def scan() -> tuple[Volume, Volume]:
 def reoriented(volume: Volume, order: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
     image = sitk.Flip(sitk.PermuteAxes(volume.to_sitk(), order), flips, flipAboutOrigin=False)
     return Volume.from_sitk(image)
+
+
+def test_lesion_begins_where_the_model_says(tiny_model, scan, monkeypatch):
+    """The stand-in's margin is tanh(25 (f - 0.4)); at the border 0.9 it takes another 90 HU."""
+    monkeypatch.setattr(segmenter_module, "lesion_margin", threshold)
+    counts = []
+    for border in (-0.9, 0.0, 0.9):
+        description = tiny_model.description.model_copy(update={"lesion_margin": border})
+        model = replace(tiny_model, description=description)
+        result = LesionSegmenter(model, device=CPU, memory_gb=1.0).segment(*scan)
+        counts.append(int((result.labels.array > 0).sum()))
+    assert counts[0] > counts[1] > counts[2] > 0
 
 
 def test_lesions_lobes_and_subtypes_are_right(segmenter, scan):

@@ -86,6 +86,17 @@ def test_what_lies_far_from_the_lobes_is_not_computed_and_what_lies_near_does_no
     assert (result != 0).mean() < 0.05
 
 
+def test_what_is_not_computed_has_the_value_that_is_asked_for(fast, image, reference):
+    inside = np.zeros(SHAPE, dtype=bool)
+    inside[4:9, 5:9, 6:9] = True
+    zero, minus_one = (
+        predict_scan(fast, image, inside, third, outside=outside, memory_bytes=1e9) for outside in (0.0, -1.0)
+    )
+    changed = zero != minus_one
+    assert changed.any() and not changed[inside].any()
+    assert (zero[changed] == 0).all() and (minus_one[changed] == -1).all()
+
+
 def test_tiles_without_a_lobe_voxel_are_not_computed(fast, image, monkeypatch):
     inside = np.zeros(SHAPE, dtype=bool)
     inside[0, 0, 70] = True

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,15 +10,15 @@ from scipy.ndimage import binary_erosion
 import training.pseudo
 from algorithm.images import Geometry, Volume
 from algorithm.preprocess import covering_grid, resample
-from training.cases import Case, Split, read_cases
+from algorithm.severity import SCORE_INTERVALS
+from training.cases import Case, read_cases
 from training.chunks import cut_lobe
 from training.dram import DramNetwork, Drams
 from training.files import load_array
 from training.parallel import Workers
 from training.prepare import prepare, prepared
-from training.pseudo import LESION, VESSEL, pseudo, pseudo_labels, scan_dram
+from training.pseudo import LESION, VESSEL, chosen_threshold, pseudo, pseudo_labels, scan_dram
 from training.scan_maps import ensemble_sizes, scan_map
-from training.settings import PseudoSettings
 from training.stages import Run, Stage, execute
 
 CPU = torch.device("cpu")
@@ -117,9 +118,6 @@ def test_dram_of_the_real_network_is_a_probability(two_lobes):
     assert dram.dtype == np.float32 and 0 < dram[two_lobes.array("scan_lobes") > 0].min() and dram.max() < 1
 
 
-AS_IN_THE_PAPER = PseudoSettings(fit_scores=False)
-
-
 def case_of(split: str) -> Case:
     """Left upper lobe 0, right middle lobe 3, the others without a score."""
     nowhere = Path("nowhere")
@@ -131,53 +129,9 @@ def test_labels(split, in_healthy_lobe):
     dram = np.array([[[0.9, 0.9, 0.5, 0.9, 0.1, 0.9, 0.9, 0.0]]], dtype=np.float32)
     lobes = np.array([[[1, 5, 5, 5, 5, 2, 1, 0]]], dtype=np.uint8)
     vessels = np.array([[[0, 0, 0, 1, 1, 0, 1, 0]]], dtype=np.uint8)
-    labels = pseudo_labels(dram, case_of(split), lobes=lobes, vessels=vessels, settings=AS_IN_THE_PAPER)
+    labels = pseudo_labels(dram, case_of(split), lobes=lobes, vessels=vessels, threshold=0.5)
     assert labels.dtype == np.uint8
     assert labels.tolist() == [[[in_healthy_lobe, LESION, 0, VESSEL, VESSEL, LESION, VESSEL, 0]]]
-
-
-FITTED = PseudoSettings()
-
-
-def labelled(dram: list[float], score: int, *, vessels: int = 0, split: Split = "train") -> list[int]:
-    """Labels of one lobe, whose first voxels are vessels."""
-    nowhere = Path("nowhere")
-    case = Case("c", nowhere, nowhere, {4: score}, lesions=None, vessels=None, split=split)
-    probability = np.array([[dram]], dtype=np.float32)
-    lobes = np.full(probability.shape, 4, dtype=np.uint8)
-    of_vessels = np.zeros_like(lobes)
-    of_vessels[..., :vessels] = 1
-    labels = pseudo_labels(probability, case, lobes=lobes, vessels=of_vessels, settings=FITTED)
-    return np.flatnonzero(labels[0, 0] == LESION).tolist()
-
-
-RISING = [k / 100 for k in range(100)]  # above 0.5 from voxel 51 on
-
-
-@pytest.mark.parametrize(("score", "share"), [(0, 0), (1, 4), (2, 20), (3, 44), (4, 56), (5, 81)])
-def test_the_share_of_lesion_suits_the_score(score, share):
-    """Taken for 2 to 4 %, 10 to 20 %, 31 to 44 %, 56 to 69 %, 81 to 94 %: the likeliest voxels."""
-    assert labelled(RISING, score) == list(range(100 - share, 100))
-
-
-def test_a_share_that_suits_the_score_is_left_alone():
-    assert labelled([p + 0.1 for p in RISING], 4) == list(range(41, 100))
-
-
-def test_vessels_are_no_lesion_but_count_as_lobe():
-    """56 of 100 voxels, of the 60 that are no vessel; and of 50, no more than there are."""
-    assert labelled(RISING, 4, vessels=40) == list(range(44, 100))
-    assert labelled(RISING, 5, vessels=50) == list(range(50, 100))
-
-
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_scores_that_are_to_be_predicted_are_not_looked_at(split):
-    assert labelled(RISING, 5, split=split) == list(range(51, 100))
-
-
-def test_voxels_of_one_probability_are_not_all_taken():
-    assert len(labelled([0.9] * 100, 2)) == 20
-    assert len(labelled([0.1] * 100, 2)) == 10
 
 
 @pytest.fixture
@@ -190,9 +144,7 @@ def run(phantoms, tiny_config, tmp_path, monkeypatch) -> Run:
 
     monkeypatch.setattr(training.pseudo, "trained_network", lambda run: Everywhere())
     monkeypatch.setattr(training.pseudo, "scan_vessels", third_slices)
-    config = tiny_config.model_copy(
-        update={"pseudo": tiny_config.pseudo.model_copy(update={"fit_scores": AS_IN_THE_PAPER.fit_scores})}
-    )
+    config = tiny_config.model_copy(update={"pseudo": tiny_config.pseudo.model_copy(update={"threshold": 0.5})})
     run = Run(phantoms, tmp_path, config, device="cpu", workers=Workers(1))
     execute(run, PREPARE)
     return run
@@ -207,7 +159,7 @@ def third_slices(run, case):
 def test_stage_labels_every_case(run):
     execute(run, PSEUDO)
     cases = read_cases(run.data)
-    assert run.record("pseudo")["results"] == {"cases": len(cases)}
+    assert run.record("pseudo")["results"] == {"cases": len(cases), "threshold": 0.5}
     assert any(score == 0 for case in cases if case.split == "train" for score in case.scores.values())
     for case in cases:
         lobes = prepared(run, case).array("scan_lobes")
@@ -220,6 +172,29 @@ def test_stage_labels_every_case(run):
             vessel = VESSEL if label else 0
             assert set(np.unique(of_lobe[::3])) <= {vessel, 255}
             assert set(np.unique(np.delete(of_lobe, np.s_[::3], axis=0))) <= {0 if healthy else LESION, 255}
+
+
+def test_the_threshold_is_the_one_that_suits_the_validation_lobes(run, tiny_config):
+    """Maps of the validation case in which half of every lobe is above 0.4, and a share of what its score says."""
+    free = replace(run, config=tiny_config)
+    asked = []
+
+    def dram(case):
+        asked.append(case.split)
+        lobes = prepared(run, case).array("scan_lobes")
+        values = np.zeros(lobes.shape, dtype=np.float32)
+        for label, score in case.scores.items():
+            own = values[lobes == label]
+            middle = sum(SCORE_INTERVALS[score]) / 2
+            own[: len(own) // 2] = 0.4
+            own[: round(middle * len(own))] = 0.7
+            values[lobes == label] = own
+        return values
+
+    assert any(case.scores[label] < 3 for case in read_cases(run.data) for label in case.scores)
+    assert chosen_threshold(free, dram) == 0.4
+    assert set(asked) == {"validation"}
+    assert chosen_threshold(run, dram) == 0.5
 
 
 def test_killed_stage_goes_on_with_the_case_it_was_at(run, monkeypatch):

@@ -16,6 +16,7 @@ from algorithm.errors import InputError
 from algorithm.model import load_model
 from algorithm.segmenter import LesionSegmenter
 from algorithm.subtypes import VoteRules
+from training.borders import MARGIN_BORDERS, PROBABILITY_BORDERS
 from training.cases import of_split, read_cases, read_scan
 from training.run import STAGES, in_own_process, run_all
 from training.settings import TrainingConfig
@@ -30,6 +31,14 @@ def test_the_exported_model_segments_a_scan(finished):
     result = LesionSegmenter.from_directory(directory, device="cpu").segment(scan.ct, scan.lobes)
     assert result.labels.array.shape == scan.ct.array.shape
     assert result.report.model.weights_sha256 == load_model(directory).description.files["lesion.safetensors"]
+
+
+def test_the_model_says_lesion_where_validation_scores_agree_best(finished):
+    """Chosen when the network is finished, of each of the two networks for itself, and taken over by the export."""
+    borders = {stage: finished.record(stage)["results"]["lesion_margin"] for stage in ("segment", "segment-reference")}
+    assert set(borders.values()) <= set(MARGIN_BORDERS)
+    assert load_model(finished.folder("export") / "model").description.lesion_margin == borders["segment"]
+    assert finished.record("pseudo")["results"]["threshold"] in PROBABILITY_BORDERS
 
 
 def test_the_tarball_lands_directly_in_the_model_directory(finished):

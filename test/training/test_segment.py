@@ -8,12 +8,25 @@ import numpy as np
 import pytest
 import torch
 
+import training.segment
+from algorithm.engine import make_network
 from algorithm.errors import InputError
+from algorithm.images import Volume
+from algorithm.network import UNet3D
 from training.batches import Batches
+from training.borders import MARGIN_BORDERS
 from training.cases import of_split, read_cases
 from training.chunks import take
-from training.prepare import PreparedCase
-from training.segment import Crop, LabelledScan, augmented_crops, labelled_scans, mean_loss, random_crop
+from training.prepare import PreparedCase, prepared
+from training.segment import (
+    Crop,
+    LabelledScan,
+    _chosen_margin,
+    augmented_crops,
+    labelled_scans,
+    mean_loss,
+    random_crop,
+)
 from training.settings import SegmentSettings
 
 CPU = torch.device("cpu")
@@ -126,3 +139,31 @@ def test_training_cases_without_reference_labels_are_refused(ready, tmp_path):
     message = f"reference labels: {names[0]}, {names[1]} have none in cases.csv; fill the column lesions"
     with pytest.raises(InputError, match=message):
         labelled_scans(run, "reference")
+
+
+def test_lesion_begins_where_the_scores_of_validation_lobes_agree(ready, monkeypatch):
+    """A network whose margin is the image: of its borders the one that is best, unless the settings have another."""
+
+    def image_itself(network, case):
+        assert (network.width, network.device.type) == (1, "cpu")
+        return Volume(case.array("scan_image").astype(np.float32), case.geometry("scan"))
+
+    asked = []
+
+    def best(maps, borders, otherwise):
+        asked.extend((values, lobes, scores) for values, lobes, scores in maps)
+        assert (borders, otherwise) == (MARGIN_BORDERS, 0.0)
+        return -0.3
+
+    monkeypatch.setattr(training.segment, "scan_margin", image_itself)
+    monkeypatch.setattr(training.segment, "best_border", best)
+    network = make_network(UNet3D(out_channels=3, width=1, padding="valid").eval(), device=torch.device("cpu"))
+    assert _chosen_margin(ready, network) == -0.3
+    (case,) = of_split(read_cases(ready.data), "validation")
+    ((values, lobes, scores),) = asked
+    cache = prepared(ready, case)
+    np.testing.assert_array_equal(values, cache.array("scan_image").astype(np.float32))
+    np.testing.assert_array_equal(lobes, cache.array("scan_lobes"))
+    assert scores == case.scores
+    fixed = ready.config.model_copy(update={"segment": SegmentSettings(lesion_margin=0.25)})
+    assert _chosen_margin(replace(ready, config=fixed), network) == 0.25

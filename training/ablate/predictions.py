@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from algorithm.engine import make_network
 from algorithm.images import Volume
-from algorithm.margin import lesion_margin
 from algorithm.preprocess import bounding_box, crop, resample
 from training.ablate.rows import Row
 from training.cam import raw_mask, refined_mask
@@ -19,14 +18,12 @@ from training.files import load_array
 from training.loop import make_fabric
 from training.otsu import otsu_threshold
 from training.prepare import PreparedCase, prepared
-from training.pseudo import scan_dram
+from training.pseudo import chosen_threshold, scan_dram
 from training.regress import load_dram, train_dram
-from training.segment import Labels, trained_network
+from training.segment import Labels, lesion_border, scan_margin, trained_network
 from training.settings import RegressSettings
 from training.stages import Run
 from training.vessels import scan_vessels
-
-MEMORY_BYTES = 4e9
 
 Predictor = Callable[[Case, Scan], NDArray[np.bool_]]
 """A case and its images to the lesion mask (z, y, x) on the CT's grid, inside the lobes."""
@@ -125,13 +122,16 @@ def _dram(run: Run, settings: RegressSettings, folder: Path) -> Predictor:
         train_dram(run, settings, folder)
     fabric = make_fabric(run, settings.precision)
     network = load_dram(settings, folder).to(fabric.device)
-    size, scales, threshold = settings.chunk_size, run.config.pseudo.scales, run.config.pseudo.threshold
+    size, scales = settings.chunk_size, run.config.pseudo.scales
+
+    def dram(case: Case) -> NDArray[np.float32]:
+        with fabric.autocast():
+            return scan_dram(network, prepared(run, case), chunk_size=size, scales=scales, device=fabric.device)
+
+    threshold = np.float32(chosen_threshold(run, dram))
 
     def predict(case: Case, scan: Scan) -> NDArray[np.bool_]:
-        cache = prepared(run, case)
-        with fabric.autocast():
-            probability = scan_dram(network, cache, chunk_size=size, scales=scales, device=fabric.device)
-        return on_ct_grid(Volume(probability - np.float32(threshold), cache.geometry("scan")), scan)
+        return on_ct_grid(Volume(dram(case) - threshold, prepared(run, case).geometry("scan")), scan)
 
     return predict
 
@@ -140,15 +140,10 @@ def _network(run: Run, labels: Labels) -> Predictor:
     """The final network, trained on pseudo labels or on reference labels."""
     fabric = make_fabric(run, run.config.segment.precision)
     network = make_network(trained_network(run, labels), device=fabric.device)
+    border = np.float32(lesion_border(run, labels))
 
     def predict(case: Case, scan: Scan) -> NDArray[np.bool_]:
-        cache = prepared(run, case)
-        margin = lesion_margin(
-            network,
-            Volume(cache.array("scan_image").astype(np.float32), cache.geometry("scan")),
-            cache.array("scan_lobes") > 0,
-            memory_bytes=MEMORY_BYTES,
-        )
-        return on_ct_grid(margin, scan)
+        margin = scan_margin(network, prepared(run, case))
+        return on_ct_grid(margin.with_array(margin.array - border), scan)
 
     return predict

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from training.stages import Run
 
 @pytest.fixture(scope="module")
 def config(tiny_config) -> TrainingConfig:
-    return tiny_config.model_copy(update={"prepare": tiny_config.prepare.model_copy(update={"scan_spacing_mm": 3.0})})
+    prepare = tiny_config.prepare.model_copy(update={"scan_spacing_mm": 3.0})
+    pseudo = tiny_config.pseudo.model_copy(update={"threshold": 0.5})
+    return tiny_config.model_copy(update={"prepare": prepare, "pseudo": pseudo})
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +167,16 @@ def test_the_row_of_the_run_itself_is_not_trained_again(run, config, trained, tm
     assert trained == [("load", folder)]
 
 
-def test_the_threshold_is_the_one_of_the_pseudo_labels(run, config, case, scan, trained, tmp_path):
+def test_the_threshold_is_the_one_of_the_pseudo_labels(run, config, case, scan, trained, tmp_path, monkeypatch):
     high = config.model_copy(update={"pseudo": config.pseudo.model_copy(update={"threshold": 0.7})})
     other = Run(run.data, run.directory, high, device="cpu")
     assert not make_predictor(other, row(high, "dram-raw"), tmp_path / "own")(case, scan).any()
+    assert [name for name, _ in trained] == ["train", "load", "map"]
+    chosen = []
+    monkeypatch.setattr(predictions, "chosen_threshold", lambda run, dram: chosen.append(dram(case)) or 0.35)
+    everywhere = make_predictor(run, row(config, "dram-raw"), tmp_path / "own")(case, scan)
+    assert chosen[0].shape == prepared(run, case).array("scan_lobes").shape
+    assert everywhere.sum() > 0.9 * (scan.lobes.array > 0).sum()
 
 
 @pytest.mark.parametrize(("slug", "labels"), [("dram-context", "pseudo"), ("supervised", "reference")])
@@ -178,15 +187,22 @@ def test_the_final_networks(run, config, case, scan, tmp_path, monkeypatch, slug
         asked.append(labels)
         return UNet3D(out_channels=3, width=1, padding="valid").eval()
 
-    def lesion_margin(network, image, inside, *, memory_bytes):
-        assert image.array.dtype == np.float32 and inside.dtype == bool
+    def scan_margin(network, cache):
         assert (network.width, network.device.type) == (1, "cpu")
-        return image.with_array((image.array - 0.6).astype(np.float32))
+        image = cache.array("scan_image").astype(np.float32)
+        return Volume(image - np.float32(0.6), cache.geometry("scan"))
 
+    stage = done(run, "segment" if labels == "pseudo" else "segment-reference")
     monkeypatch.setattr(predictions, "trained_network", trained_network)
-    monkeypatch.setattr(predictions, "lesion_margin", lesion_margin)
-    lesions = make_predictor(run, row(config, slug), tmp_path)(case, scan)
-    assert asked == [labels] and lesions.any() and not lesions[scan.lobes.array == 0].any()
+    monkeypatch.setattr(predictions, "scan_margin", scan_margin)
+
+    def found(border: float) -> np.ndarray:
+        (stage / "done.json").write_text(json.dumps({"results": {"lesion_margin": border}}))
+        return make_predictor(run, row(config, slug), tmp_path)(case, scan)
+
+    lesions, more = found(0.0), found(-0.1)
+    assert asked == [labels] * 2 and lesions.any() and not more[scan.lobes.array == 0].any()
+    assert more[lesions].all() and more.sum() > lesions.sum()
 
 
 @pytest.mark.parametrize(

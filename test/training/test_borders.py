@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from training.borders import MARGIN_BORDERS, PROBABILITY_BORDERS, best_border
+
+RISING = np.linspace(0.0, 0.999, 1000, dtype=np.float32).reshape(10, 10, 10)
+ONE_LOBE = np.ones((10, 10, 10), dtype=np.uint8)
+
+
+def test_the_border_leaves_what_the_score_stands_for():
+    """Score 4 is 50 to 75 %: any border from 0.25 to 0.5 does, and the first of them is taken."""
+    assert best_border([(RISING, ONE_LOBE, {1: 4})], PROBABILITY_BORDERS, otherwise=0.5) == 0.25
+    assert best_border([(RISING, ONE_LOBE, {1: 5})], (0.1, 0.3, 0.5), otherwise=0.5) == 0.1
+    assert best_border([(RISING, ONE_LOBE, {1: 0})], (0.1, 0.5, 0.9), otherwise=0.5) == 0.9
+
+
+def test_all_scored_lobes_of_all_cases_have_a_say_and_no_others():
+    """One lobe says 0.25 to 0.5, the other, of values from 0.5 on, 0.5 to 0.625; only 0.5 suits both."""
+    upper = 0.5 + RISING / 2
+    first, second = (RISING, ONE_LOBE, {1: 4}), (upper, 3 * ONE_LOBE, {3: 5, 1: 0})
+    assert best_border([first], (0.3, 0.5, 0.6), otherwise=0.0) == 0.3
+    assert best_border([second], (0.7, 0.6), otherwise=0.0) == 0.6
+    assert best_border([first, second], (0.2, 0.5, 0.7), otherwise=0.0) == 0.5
+    mixed = np.where(np.arange(10)[:, None, None] < 5, np.uint8(1), np.uint8(2))
+    both = np.where(mixed == 1, RISING * 2, np.float32(0.95))
+    assert best_border([(both, mixed, {1: 4})], (0.1, 0.4, 0.96), otherwise=0.0) == 0.4
+
+
+def test_without_a_score_there_is_nothing_to_choose_by():
+    assert best_border([], PROBABILITY_BORDERS, otherwise=0.5) == 0.5
+    assert best_border([(RISING, ONE_LOBE, {2: 3})], MARGIN_BORDERS, otherwise=0.0) == 0.0
+
+
+def test_borders_are_of_probabilities_and_of_differences_of_two():
+    assert (PROBABILITY_BORDERS[0], PROBABILITY_BORDERS[-1], len(PROBABILITY_BORDERS)) == (0.05, 0.95, 19)
+    assert (MARGIN_BORDERS[0], MARGIN_BORDERS[-1]) == (-0.9, 0.9) and 0.0 in MARGIN_BORDERS
+    assert np.diff(MARGIN_BORDERS) == pytest.approx(0.05)
