@@ -21,8 +21,9 @@ def test_all_scored_lobes_of_all_cases_have_a_say_and_no_others():
     assert best_border([first], (0.3, 0.5, 0.6), otherwise=0.0) == 0.3
     assert best_border([second], (0.7, 0.6), otherwise=0.0) == 0.6
     assert best_border([first, second], (0.2, 0.5, 0.7), otherwise=0.0) == 0.5
-    mixed = np.where(np.arange(10)[:, None, None] < 5, np.uint8(1), np.uint8(2))
-    both = np.where(mixed == 1, RISING * 2, np.float32(0.95))
+    mixed = ONE_LOBE.copy()
+    mixed[5:] = 2
+    both = np.where(mixed == 1, 2 * RISING, np.float32(0.95))
     assert best_border([(both, mixed, {1: 4})], (0.1, 0.4, 0.96), otherwise=0.0) == 0.4
 
 
