@@ -113,7 +113,7 @@ def test_model_json_has_the_results_of_this_very_network_as_soon_as_there_are_an
     assert exported_results(run) == expected
 
     trained = tmp_path / "segment" / "done.json"
-    trained.write_text(json.dumps(json.loads(trained.read_text()) | {"results": {"scans": 7}}))
+    trained.write_text(json.dumps(json.loads(trained.read_text()) | {"results": {"scans": 7, "lesion_margin": 0.0}}))
     shutil.rmtree(tmp_path / "export")
     assert exported_results(run) == {}
 
