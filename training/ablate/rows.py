@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from algorithm.errors import InputError
 from training.settings import Ramp, RegressSettings, TrainingConfig
 
-THRESHOLD = "threshold (Otsu without vessels)"
+THRESHOLD = "threshold (no vessels)"
 CAM_RAW = "CAM raw"
 CAM_REFINED = "CAM + refinement"
 CONTEXT = "+ context"

@@ -21,7 +21,7 @@ def rows_of(**changes: object) -> dict[str, Row]:
 def test_rows_are_those_of_the_paper_and_a_threshold():
     names = [row.name for row in table_rows(TrainingConfig())]
     assert names == [
-        "threshold (Otsu without vessels)",
+        "threshold (no vessels)",
         "CAM raw",
         "CAM + refinement",
         "dRAM raw",
