@@ -29,6 +29,7 @@ from training.phantom.generate import write_phantoms
 from training.phantom.scanner import FieldOfView
 from training.reproduce import Benchmark
 from training.reproduce import reproduce as run_reproduction
+from training.reproduce.presence import compare_presence
 from training.run import STAGES, run_all
 from training.segment import Labels, stage_name
 from training.stages import Run, Stage, execute
@@ -185,6 +186,17 @@ def lobe_dice(
     """Measure the lobes that a model finds by itself against those of a data set."""
     segmenter = LesionSegmenter.from_directory(find_model(model), device=device)
     compare_lobes(segmenter, data, out, split=split, with_lesions=lesions)
+
+
+@app.command()
+def presence(
+    real: Annotated[Path, typer.Option(help="Real scans: a folder each, ct.mha, lobes.mha and presence.csv.")],
+    out: Annotated[Path, typer.Option(help="Directory of the tables and pictures.")],
+    model: Annotated[Path | None, typer.Option(help="Model directory; default: the built-in one.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Compare where a model finds lesion with the slices and lobes in which readers saw disease."""
+    compare_presence(LesionSegmenter.from_directory(find_model(model), device=device), real, out)
 
 
 @app.command()
