@@ -16,7 +16,7 @@ def segmenter() -> LesionSegmenter:
     return LesionSegmenter.from_directory(PACKAGED_DIRECTORY, device="cpu")
 
 
-@pytest.mark.parametrize(("case", "least"), enumerate(LEAST_IOU))
+@pytest.mark.parametrize(("case", "least"), list(enumerate(LEAST_IOU)))
 def test_lesions_of_a_fixed_phantom(segmenter, case, least):
     phantom = make_phantom(np.random.default_rng([2026, case]), PhantomOptions(coarseness=2.5))
     found = segmenter.segment(phantom.ct, phantom.lobes).labels.array > 0
