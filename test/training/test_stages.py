@@ -168,7 +168,7 @@ def test_all_earlier_stages_must_have_what_the_run_has_now(run):
         execute(run, each)
     refusals = {
         r"run/one: begun with other settings; .*\(settings\.width: then 32, now 4\)": {"regress": {"width": 4}},
-        r"run/two: begun with other settings; .*\(settings\.threshold: then 0\.5, now 0\.6\)": {
+        r"run/two: begun with other settings; .*\(settings\.threshold: then None, now 0\.6\)": {
             "pseudo": {"threshold": 0.6}
         },
         r"run/one: begun with other seed;": {"seed": 1},
