@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
 from algorithm.images import Geometry, Volume
+from algorithm.lobes import lobe_voxels
 from training.phantom.body import make_body
 from training.phantom.grid import indices, positions, resample
 from training.phantom.lesions import (
@@ -91,10 +92,8 @@ class Phantom:
 
     def percentages(self) -> dict[int, float]:
         """Share of lesion voxels of each lobe, 0 to 100, by lobe label."""
-        lobes, lesions = self.lobes.array, self.lesions.array > 0
-        sizes = np.bincount(lobes.ravel(), minlength=6)
-        diseased = np.bincount(lobes[lesions], minlength=6)
-        return {label: 100.0 * float(diseased[label]) / max(int(sizes[label]), 1) for label in LOBE_LABELS}
+        sizes, diseased = lobe_voxels(self.lobes.array), lobe_voxels(self.lobes.array, self.lesions.array)
+        return {label: 100.0 * diseased[label] / max(sizes[label], 1) for label in LOBE_LABELS}
 
 
 def make_phantom(
