@@ -21,7 +21,7 @@ from rich.table import Table
 from algorithm import __version__
 from algorithm.errors import InputError, one_line
 from algorithm.images import Volume, write_labels
-from algorithm.job import INPUT_DIR, OUTPUT_DIR, Segmenter, read_case, run_case, staged_outputs
+from algorithm.job import INPUT_DIR, MEMORY_GB, OUTPUT_DIR, Segmenter, read_case, run_case, staged_outputs
 from algorithm.report import LobesReport, SeverityReport, severity_json_schema
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def segment(
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    memory_gb: MemoryOption = 3.0,
+    memory_gb: MemoryOption = MEMORY_GB,
     precision: PrecisionOption = "fp32",
     engine: EngineOption = "auto",
     nifti: Annotated[bool, typer.Option("--nifti", help="Write lesions.nii.gz too.")] = False,
@@ -116,7 +116,7 @@ def segment_batch(
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    memory_gb: MemoryOption = 3.0,
+    memory_gb: MemoryOption = MEMORY_GB,
     precision: PrecisionOption = "fp32",
     engine: EngineOption = "auto",
 ) -> None:
@@ -161,7 +161,7 @@ def find_lobes(
 def execute(
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    memory_gb: MemoryOption = 3.0,
+    memory_gb: MemoryOption = MEMORY_GB,
     precision: PrecisionOption = "fp32",
     engine: EngineOption = "auto",
     input_dir: InputOption = INPUT_DIR,
@@ -177,7 +177,7 @@ def execute(
 def serve(
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    memory_gb: MemoryOption = 3.0,
+    memory_gb: MemoryOption = MEMORY_GB,
     precision: PrecisionOption = "fp32",
     engine: EngineOption = "auto",
     input_dir: InputOption = INPUT_DIR,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from algorithm import __version__
 from algorithm.engine import Engine, Precision, choose_device, make_network
 from algorithm.images import Geometry, Volume
+from algorithm.job import MEMORY_GB
 from algorithm.lobe_segmenter import FoundLobes, LobeSegmenter, given_lobes
 from algorithm.lungmask_lobes import lungmask_lobes
 from algorithm.margin import lesion_margin
@@ -142,7 +143,7 @@ class LesionSegmenter:
         directory: Path,
         *,
         device: str = "auto",
-        memory_gb: float = 3.0,
+        memory_gb: float = MEMORY_GB,
         precision: Precision = "fp32",
         engine: Engine = "auto",
         lobes_by: Finder = "model",

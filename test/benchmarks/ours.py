@@ -16,7 +16,7 @@ from torch import Tensor
 from algorithm.engine import Engine, Precision, make_network
 from algorithm.images import Volume, read_ct, read_labels, write_labels
 from algorithm.inference_network import InferenceNetwork
-from algorithm.job import read_case
+from algorithm.job import MEMORY_GB, read_case
 from algorithm.model import find_model, load_model
 from algorithm.network import UNet3D
 from algorithm.overview import draw_overview
@@ -28,7 +28,6 @@ from .peers import Cost
 from .phantom import chest, lungs
 
 CPU = torch.device("cpu")
-MEMORY_BYTES = 3e9  # the default of --memory-gb
 DEFAULT_WIDTH = 8
 CHEST_MM = (400.0, 360.0, 360.0)
 
@@ -57,7 +56,7 @@ def run_network(network: InferenceNetwork, box_zyx: tuple[int, int, int]) -> NDA
     def third(logits: Tensor) -> Tensor:
         return logits[2]
 
-    return predict_scan(network, image, inside, third, memory_bytes=MEMORY_BYTES)
+    return predict_scan(network, image, inside, third, memory_bytes=MEMORY_GB * 1e9)
 
 
 def kernels(box_zyx: tuple[int, int, int]) -> dict[str, float]:
@@ -99,10 +98,10 @@ def agreement(ct: Volume, lobes: Volume) -> Iterator[tuple[str, float, bool]]:
     reference = LesionSegmenter(model, device=CPU, memory_gb=20.0).segment(ct, lobes)
     paths: list[tuple[str, Precision, Engine, float]] = [
         ("fp32, small tiles", "fp32", "torch", 0.4),
-        ("bf16", "bf16", "torch", 3.0),
+        ("bf16", "bf16", "torch", MEMORY_GB),
     ]
     if importlib.util.find_spec("openvino"):
-        paths += [("OpenVINO fp32", "fp32", "openvino", 3.0), ("OpenVINO bf16", "bf16", "openvino", 3.0)]
+        paths += [("OpenVINO fp32", "fp32", "openvino", MEMORY_GB), ("OpenVINO bf16", "bf16", "openvino", MEMORY_GB)]
     for name, precision, engine, memory_gb in paths:
         segmenter = LesionSegmenter(model, device=CPU, memory_gb=memory_gb, precision=precision, engine=engine)
         result = segmenter.segment(ct, lobes)
