@@ -62,7 +62,7 @@ def grow_lung_tubes(rng: np.random.Generator, lobes: LobeFields) -> LungTubes:
         count = max(int(len(points) * lobes.step_mm**3 / apart_mm**3 / 2), 12)
         for kind in ("artery", "vein"):
             tree = _grow(rng, points, (hilum + rng.normal(0, (3, 7, 9))).astype(np.float32), count, tip_mm)
-            vessels.append(_curves(tree))
+            vessels.append(_widen_at_hilum(rng, _curves(tree), hilum))
             if kind == "artery":
                 airways.append(_beside(rng, vessels[-1]))
     return LungTubes(join(vessels), join(airways), (hila["left"], hila["right"]))
@@ -177,6 +177,13 @@ def _curves(tree: _Tree, piece_mm: float = 2.0) -> Tubes:
         ends.append(path[1:].reshape(-1, 3))
         radii.append(np.tile(tree.radius_mm[1:][some], n))
     return Tubes(*(np.concatenate(part).astype(np.float32) for part in (starts, ends, radii)))
+
+
+def _widen_at_hilum(rng: np.random.Generator, vessels: Tubes, hilum: FloatArray) -> Tubes:
+    """The same vessels in the fat and nodes that surround them where they enter the lung, as dense as they on CT."""
+    gain, reach_mm = rng.uniform(0.1, 0.9), rng.uniform(15, 35)
+    away_mm = np.linalg.norm((vessels.start + vessels.end) / 2 - hilum, axis=1)
+    return vessels.with_radius(vessels.radius_mm * (1 + gain * np.exp(-((away_mm / reach_mm) ** 2))).astype(np.float32))
 
 
 def _beside(rng: np.random.Generator, artery: Tubes) -> Tubes:
