@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from algorithm.network import LEVELS, UNet3D
+from algorithm.preprocess import Box
 
 LEAD = 2  # input voxels before the first output voxel, and at least as many after the last
 _LAYOUT = torch.channels_last_3d
@@ -131,13 +132,26 @@ class InferenceNetwork(nn.Module):
             size_zyx: its voxels, even numbers.
         """
         drop = 1 if level else 2  # voxels per side whose interpolation lacks a neighbour
-        coarse = x[_box([o // 2 for o in start_zyx], [(n + 4) // 2 + drop for n in size_zyx])]
+        coarse = x[(..., *interpolated(start_zyx, size_zyx, drop))]
         skip = skip[_box(start_zyx, [n + 4 for n in size_zyx])]
         both = _empty((1, skip.shape[1] + x.shape[1], *skip.shape[2:]), x)
         both[:, : skip.shape[1]] = skip
         _upsample(_upsample(_upsample(coarse, 4, drop), 3, drop), 2, drop, out=both[:, skip.shape[1] :])
         part: Tensor = self.up[LEVELS - 1 - level](both)
         return part
+
+    def decode_where(
+        self, level: int, x: Tensor, skip: Tensor, size_zyx: Sequence[int], boxes: Iterable[Box]
+    ) -> Tensor:
+        """The features that the decoder gives on a level, in boxes of even starts and sizes; elsewhere undefined."""
+        whole = None
+        for box in boxes:
+            part = self.decode(level, x, skip, [b.start for b in box], [b.stop - b.start for b in box])
+            if whole is None:
+                whole = _empty((*part.shape[:2], *size_zyx), part)
+            whole[(..., *box)] = part
+        assert whole is not None
+        return whole
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (1, classes, D, H, W) in float32 of the decoder's finest features."""
@@ -165,21 +179,22 @@ class InferenceNetwork(nn.Module):
         """An image (D, H, W) as `encode` takes it."""
         return torch.from_numpy(image)[None, None].to(self.device, self.dtype)
 
-    def joined(self, size_z: int, slabs: Iterable[Tensor]) -> Tensor:
-        """Slabs one upon another, without holding them all beside the result."""
-        whole, z = None, 0
-        for slab in slabs:
-            if whole is None:
-                whole = _empty((*slab.shape[:2], size_z, *slab.shape[3:]), slab)
-            whole[:, :, z : z + slab.shape[2]] = slab
-            z += slab.shape[2]
-        assert whole is not None and z == size_z
-        return whole
-
 
 def output_size(level: int, input_size: int) -> int:
     """Voxels along an axis of the decoder's features of a level, for an input of that many voxels."""
     return input_size - 4 if level == 0 else (input_size >> level) + (2 if level == 1 else 4)
+
+
+def interpolated(start_zyx: Sequence[int], size_zyx: Sequence[int], drop: int) -> Box:
+    """The coarser features that a part of a level is interpolated from.
+
+    Args:
+        start_zyx: where the part begins, even numbers.
+        size_zyx: its voxels, even numbers.
+        drop: voxels per side whose interpolation lacks a neighbour.
+    """
+    z, y, x = (slice(o // 2, o // 2 + (n + 4) // 2 + drop) for o, n in zip(start_zyx, size_zyx, strict=True))
+    return z, y, x
 
 
 def _upsample(x: Tensor, axis: int, drop: int, out: Tensor | None = None) -> Tensor:

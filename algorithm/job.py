@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 INPUT_DIR = Path("/input")
 OUTPUT_DIR = Path("/output")
 MEMORY_GB = 5.5
-"""For the activations of one tile: a network of the paper's width covers large lungs in one, the default model far less."""
+"""For the activations of one tile: a network of the paper's width takes large lungs at once, the default any."""
 STAGING_PREFIX = ".partial-"
 LESIONS_FILE = f"{LESIONS.relative_path}/output.mha"
 LOBES_FILE = f"{LOBES.relative_path}/output.mha"

@@ -3,7 +3,7 @@
 Three poolings make the network periodic in 8 voxels, so tiles keep multiples of 8. Where a tile meets the end of the
 scan it needs nothing beyond, see `algorithm.inference_network`; where it meets another it sees `HALO` voxels of it,
 which only the encoder computes. The last level, more than half of the arithmetic, is computed in small parts around
-the lobes, each turned into what is wanted of it at once.
+the lobes, each turned into what is wanted of it at once; the level before it where these parts look at it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from algorithm.errors import InputError
-from algorithm.inference_network import LEAD, InferenceNetwork, output_size
+from algorithm.inference_network import LEAD, InferenceNetwork, interpolated, output_size
 from algorithm.network import PERIOD
 from algorithm.preprocess import Box, bounding_box
 
 HALO = 56  # voxels of the next tile that a tile sees: what an output voxel depends on, to a multiple of 8
-PART_ZYX = (32, 48, 48)  # output voxels of the last level computed at once; small enough to fit between the lobes
+PART_ZYX = (24, 40, 40)  # output voxels of the last level computed at once; small enough to fit between the lobes
 SLAB = 16  # slices of the other levels computed at once
+ROWS = 24  # rows of these slices that are left out together
 SHRINK = 0.6  # of the memory that was not there
 REACH = 2  # voxels around the lobes that resampling back to the scan can look at
 
@@ -214,29 +215,64 @@ def _predict_tiles(
 ) -> None:
     tiles = [(tile, parts) for tile in plan.tiles() if (parts := list(lobe_parts(tile, inside)))]
     for done, (tile, parts) in enumerate(tiles):
-        x, skip = _coarse_features(network, tile, image)
+        x, skip = _coarse_features(network, tile, image, parts)
         for number, part in enumerate(parts, start=1):
-            start = tuple(p.start - span.start for p, span in zip(part, tile, strict=True))
-            size = tuple(p.stop - p.start + (p.stop - p.start) % 2 for p in part)
+            start, size = _in_tile(part, tile)
             values = reduce(network.logits(network.decode(0, x, skip, start, size))[0])
             result[part] = values[tuple(slice(0, p.stop - p.start) for p in part)]
             progress((done + number / len(parts)) / len(tiles))
         del x, skip
 
 
-def _coarse_features(network: InferenceNetwork, tile: Tile, image: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-    """What the last level of the decoder takes: the next coarser features, and the encoder's finest."""
+def _in_tile(part: Box, tile: Tile) -> tuple[list[int], list[int]]:
+    """Where a part of a scan begins in the decoder's finest features, and its voxels there, even numbers."""
+    start = [p.start - span.start for p, span in zip(part, tile, strict=True)]
+    return start, [p.stop - p.start + (p.stop - p.start) % 2 for p in part]
+
+
+def _coarse_features(
+    network: InferenceNetwork, tile: Tile, image: NDArray[np.float32], parts: list[Box]
+) -> tuple[Tensor, Tensor]:
+    """What these parts of the decoder's last level take: the next coarser features, and the encoder's finest."""
     features = network.encode(network.tensor(seen_by(tile, image)))
     skips, x = features.cropped([span.low for span in tile], [span.high for span in tile])
     for level in (2, 1):
         size = [output_size(level, span.decoder) for span in tile]
-        slabs = (
-            network.decode(level, x, skips[level], (z, 0, 0), (min(SLAB, size[0] - z), *size[1:]))
-            for z in range(0, size[0], SLAB)
-        )
-        x = network.joined(size[0], slabs)
+        boxes = boxes_around(_looked_at(parts, tile, size)) if level == 1 else _slabs(size)
+        x = network.decode_where(level, x, skips[level], size, boxes)
         skips.pop()
     return x, skips[0]
+
+
+def _slabs(size: list[int]) -> list[Box]:
+    """Boxes that together hold everything."""
+    depth, height, width = size
+    return [(slice(z, min(z + SLAB, depth)), slice(0, height), slice(0, width)) for z in range(0, depth, SLAB)]
+
+
+def _looked_at(parts: list[Box], tile: Tile, size: list[int]) -> NDArray[np.bool_]:
+    """Which of the features before the last level these parts of it depend on."""
+    needed = np.zeros(size, dtype=bool)
+    for part in parts:
+        needed[interpolated(*_in_tile(part, tile), drop=2)] = True
+    return needed
+
+
+def boxes_around(needed: NDArray[np.bool_]) -> Iterator[Box]:
+    """Boxes that together hold all that is needed, each voxel in one at most; starts and sizes are even numbers.
+
+    Args:
+        needed: bool (z, y, x) of even sizes.
+    """
+    depth, height, width = needed.shape
+    half = width // 4 * 2  # a lung each
+    corners = itertools.product(range(0, depth, SLAB), range(0, height, ROWS), (slice(0, half), slice(half, width)))
+    for z, y, columns in corners:
+        block = needed[z : z + SLAB, y : y + ROWS, columns]
+        if block.any():
+            places = zip((z, y, columns.start), bounding_box(block), strict=True)
+            box = [slice(at + part.start // 2 * 2, at + part.stop + part.stop % 2) for at, part in places]
+            yield box[0], box[1], box[2]
 
 
 def seen_by(tile: Tile, image: NDArray[np.float32]) -> NDArray[np.float32]:

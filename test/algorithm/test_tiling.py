@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithm import tiling
+from algorithm import inference_network, tiling
 from algorithm.errors import InputError
 from algorithm.inference_network import InferenceNetwork
 from algorithm.network import UNet3D
-from algorithm.tiling import REACH, TilePlan, lobe_parts, plan_tiles, predict_scan, seen_by
+from algorithm.tiling import REACH, TilePlan, boxes_around, lobe_parts, plan_tiles, predict_scan, seen_by
 
 CPU = torch.device("cpu")
 SHAPE = (20, 17, 76)
@@ -58,6 +58,20 @@ def with_plan(monkeypatch, *plans: TilePlan):
     monkeypatch.setattr(tiling, "plan_tiles", lambda *a, **k: left.pop(0))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_hold_all_that_is_needed_once_and_leave_out_the_rest(seed):
+    rng = np.random.default_rng(seed)
+    needed = np.zeros((36, 52, 62), dtype=bool)
+    for corner in rng.integers(0, 30, (3, 3)):
+        needed[tuple(slice(c, c + 7) for c in corner)] = True
+    times = np.zeros(needed.shape, dtype=int)
+    for box in boxes_around(needed):
+        assert all(part.start % 2 == 0 and part.stop % 2 == 0 and part.stop > part.start for part in box)
+        times[box] += 1
+    assert (times[needed] == 1).all() and times.max() == 1
+    assert 0 < times.mean() < 0.5
+
+
 @pytest.mark.parametrize("kept", [(24, 24, 80), (24, 24, 40), (8, 24, 80), (24, 8, 80), (16, 16, 32)])
 def test_every_tile_gives_what_the_trained_network_gives_over_the_whole_scan(fast, image, reference, monkeypatch, kept):
     with_plan(monkeypatch, TilePlan(SHAPE, kept))
@@ -75,7 +89,11 @@ def test_starts_off_the_multiples_of_8_would_change_the_answer(network):
     assert (aligned - shifted).abs().max() > 1e-3
 
 
-def test_what_lies_far_from_the_lobes_is_not_computed_and_what_lies_near_does_not_change(fast, image, reference):
+def test_what_lies_far_from_the_lobes_is_not_computed_and_what_lies_near_does_not_change(
+    fast, image, reference, monkeypatch
+):
+    empty = inference_network._empty
+    monkeypatch.setattr(inference_network, "_empty", lambda *arguments: empty(*arguments).fill_(torch.nan))
     inside = np.zeros(SHAPE, dtype=bool)
     inside[9:12, 3, 5] = inside[18, 14, 68:71] = True
     result = predict_scan(fast, image, inside, third, memory_bytes=1e9)
