@@ -268,9 +268,9 @@ def _progress(name: str, done: int, total: int, *, visible: bool) -> Iterator[Ca
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[loss]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not visible) as bar:
-        task = bar.add_task(name, total=total, completed=done, loss=math.nan)
-        yield lambda loss: bar.update(task, advance=1, loss=loss)
+        task = bar.add_task(name, total=total, completed=done, loss="")
+        yield lambda loss: bar.update(task, advance=1, loss=f"loss {loss:.4f}")

@@ -144,7 +144,7 @@ def sha256_of_results(record: dict[str, Any]) -> str:
 
 def environment() -> dict[str, str]:
     """Versions, hardware and commit of this run."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return {
         "version": __version__,
         "commit": _commit(),
@@ -155,7 +155,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name; Linux says it in a file."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from training.stages import processor
 
 MATRIX = 3072
 
@@ -78,11 +81,6 @@ def own_peak_gb() -> float:
 
 def hardware() -> str:
     """The machine in a line."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    cores = f"{torch.get_num_threads()} threads on {len(names)} logical cores, {names[0]}"
+    cores = f"{torch.get_num_threads()} threads on {os.cpu_count()} logical cores, {processor()}"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     return f"{cores}{gpu}, {platform.system()}, Python {platform.python_version()}, PyTorch {torch.__version__}"
