@@ -8,17 +8,19 @@ from __future__ import annotations
 import tarfile
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from algorithm.errors import InputError
 from algorithm.model import (
     DESCRIPTION,
     LESION_WEIGHTS,
     LOBE_WEIGHTS,
     SUBTYPE_TABLE,
     Architecture,
+    LobeNetwork,
     ModelDescription,
     Preprocessing,
     load_model,
@@ -39,21 +41,32 @@ INTENDED_USE = (
 )
 
 
+class LobePart(NamedTuple):
+    """A lobe network, what it is, and how it was trained and did on its validation cases."""
+
+    weights: bytes
+    network: LobeNetwork
+    about: dict[str, Any]
+
+
 def export(run: Run, folder: Path) -> dict[str, Any]:
-    """Write the model directory ``model/`` and ``model.tar.gz``."""
+    """Write the model directory ``model/`` and ``model.tar.gz``.
+
+    Raises:
+        InputError: the model whose lobe network is to be taken over cannot be used, or has none.
+    """
     directory = folder / "model"
     directory.mkdir(exist_ok=True)
     files = {
         LESION_WEIGHTS: to_safetensors(_contiguous(trained_network(run))),
         SUBTYPE_TABLE: (run.folder("subtypes") / SUBTYPE_TABLE).read_bytes(),
     }
-    lobe_record = run.record_if_current(LOBE_STAGE)
-    if lobe_record is not None:
-        lobe_network = trained_lobes(LobeSettings(**lobe_record["settings"]), run.folder(LOBE_STAGE))
-        files[LOBE_WEIGHTS] = to_safetensors(_contiguous(lobe_network))
+    lobes = _lobes_of_run(run) or _lobes_of_model(run.config.export.lobes_from)
+    if lobes is not None:
+        files[LOBE_WEIGHTS] = lobes.weights
     for name, content in files.items():
         write_whole(directory / name, partial(_write, content))
-    description = _description(run, {name: sha256(content) for name, content in files.items()}, lobe_record)
+    description = _description(run, {name: sha256(content) for name, content in files.items()}, lobes)
     write_text(directory / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
     load_model(directory)  # what was written must load
     write_whole(folder / "model.tar.gz", partial(_pack, directory))
@@ -64,7 +77,28 @@ def _contiguous(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in network.state_dict().items()}
 
 
-def _description(run: Run, files: dict[str, str], lobe_record: dict[str, Any] | None) -> ModelDescription:
+def _lobes_of_run(run: Run) -> LobePart | None:
+    """What the stage lobes learnt, where it was run."""
+    record = run.record_if_current(LOBE_STAGE)
+    if record is None:
+        return None
+    settings = LobeSettings(**record["settings"])
+    about = {name: record[name] for name in ("seed", "data_sha256", "settings", "results", "environment")}
+    weights = to_safetensors(_contiguous(trained_lobes(settings, run.folder(LOBE_STAGE))))
+    return LobePart(weights, lobe_description(settings), {"data": settings.data, **about})
+
+
+def _lobes_of_model(directory: Path | None) -> LobePart | None:
+    """What another model holds, where one is named."""
+    if directory is None:
+        return None
+    description = load_model(directory).description
+    if description.lobe_network is None:
+        raise InputError(f"export.lobes_from: {directory} has no lobe network; name a model that has one")
+    return LobePart((directory / LOBE_WEIGHTS).read_bytes(), description.lobe_network, description.training.get("lobes", {}))
+
+
+def _description(run: Run, files: dict[str, str], lobes: LobePart | None) -> ModelDescription:
     cases = read_cases(run.data)
     config = run.config
     return ModelDescription(
@@ -72,7 +106,7 @@ def _description(run: Run, files: dict[str, str], lobe_record: dict[str, Any] | 
         version=config.export.version,
         architecture=Architecture(width=config.segment.width),
         preprocessing=Preprocessing(spacing_mm=config.prepare.scan_spacing_mm),
-        lobe_network=lobe_description(LobeSettings(**lobe_record["settings"])) if lobe_record else None,
+        lobe_network=lobes.network if lobes else None,
         lesion_margin=lesion_border(run),
         subtype_vote=config.subtypes,
         training={
@@ -83,18 +117,12 @@ def _description(run: Run, files: dict[str, str], lobe_record: dict[str, Any] | 
             "settings": config.model_dump(mode="json"),
             "environment": environment(),
         }
-        | ({"lobes": _about_lobes(lobe_record)} if lobe_record else {}),
+        | ({"lobes": lobes.about} if lobes else {}),
         results=_results(run),
         intended_use=INTENDED_USE,
         licence=config.export.licence,
         files=files,
     )
-
-
-def _about_lobes(record: dict[str, Any]) -> dict[str, Any]:
-    """How the lobe network was trained, and how it did on its validation cases."""
-    kept = {name: record[name] for name in ("seed", "data_sha256", "settings", "results", "environment")}
-    return {"data": record["settings"]["data"], **kept}
 
 
 def _results(run: Run) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
@@ -229,6 +230,9 @@ class ExportSettings(Settings):
     version: str = Field("0.1.0", description="the model's version")
     data: str = Field("not described", description="what the model was trained on, in a sentence")
     licence: str = Field("Apache-2.0", description="licence of the weights")
+    lobes_from: Path | None = Field(
+        None, description="model directory whose lobe network is taken over where the run has learnt none"
+    )
 
 
 class TrainingConfig(Settings):

@@ -71,13 +71,39 @@ def test_the_lobe_network_is_described_as_it_was_trained_not_as_it_would_be_now(
     assert description.training["lobes"]["data"] == finished.config.lobes.data
 
 
-def test_without_lobes_the_model_has_no_lobe_network(finished, tmp_path):
+def _without_lobes(finished, directory, config):
+    """The finished run, but for its lobe network and what was exported."""
+    directory.mkdir(exist_ok=True)
     for stage in STAGES:
         if stage.name not in ("lobes", "export"):
-            (tmp_path / stage.name).symlink_to(finished.directory / stage.name)
-    execute(replace(finished, directory=tmp_path), STAGES[-1])
-    model = load_model(tmp_path / "export" / "model")
+            (directory / stage.name).symlink_to(finished.directory / stage.name)
+    return replace(finished, directory=directory, config=config)
+
+
+def test_without_lobes_the_model_has_no_lobe_network(finished, tmp_path):
+    run = _without_lobes(finished, tmp_path, finished.config)
+    execute(run, STAGES[-1])
+    model = load_model(run.folder("export") / "model")
     assert model.lobe_network is None and "lobes" not in model.description.training
+
+
+def test_the_lobe_network_of_another_model_is_taken_over(finished, tiny_config, tmp_path):
+    other = finished.folder("export") / "model"
+    run = _without_lobes(finished, tmp_path, changed(tiny_config, "export", lobes_from=other))
+    execute(run, STAGES[-1])
+    theirs, ours = load_model(other), load_model(run.folder("export") / "model")
+    assert ours.description.lobe_network == theirs.description.lobe_network
+    assert ours.description.training["lobes"] == theirs.description.training["lobes"]
+    weights = ours.lobe_network.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in theirs.lobe_network.state_dict().items())
+
+
+def test_a_model_without_a_lobe_network_has_none_to_take_over(finished, tiny_config, tmp_path):
+    first = _without_lobes(finished, tmp_path / "first", tiny_config)
+    execute(first, STAGES[-1])
+    config = changed(tiny_config, "export", lobes_from=first.folder("export") / "model")
+    with pytest.raises(InputError, match=r"lobes_from: .* has no lobe network"):
+        execute(_without_lobes(finished, tmp_path / "second", config), STAGES[-1])
 
 
 def test_model_json_says_what_it_was_trained_on(finished):
