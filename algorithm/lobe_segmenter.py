@@ -23,6 +23,7 @@ from algorithm.orientation import from_canonical, to_canonical
 from algorithm.preprocess import Box, bounding_box, crop, cropped, resample
 
 Source = Literal["given", "model", "lungmask"]
+LUNG_MARGIN = 8  # voxels around the lungs that the network sees of them
 SMALLEST_PROBABILITY = 0.02  # below which a lobe is not looked for
 
 
@@ -92,15 +93,39 @@ class LobeSegmenter:
         canonical = to_canonical(ct)
         image = lobe_network_input(canonical, spacing_mm=self.settings.spacing_mm, window_hu=self.settings.window_hu)
         probability = lobe_probability(self.network, image.array, self.device)
-        keep_main_parts(probability)
         confidence = expected_dice(probability)
         labels = labels_at(probability, image.geometry, canonical.geometry)
         return found_lobes(from_canonical(canonical.with_array(labels), ct.geometry), ct, "model", confidence)
 
 
-@torch.inference_mode()
 def lobe_probability(network: FoldedUNet, image: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
-    """Probability of background and of each lobe, by label.
+    """Probability of background and of each lobe, by label: of the whole scan, and again of the box around the lungs.
+
+    Normalisation sees all that the network is given, and what lies around the lungs differs from scan to scan; the
+    second time there is as much of it as in training.
+
+    Args:
+        network: six logits, same padding, in evaluation mode on ``device``.
+        image: a whole scan as `algorithm.lobe_input.lobe_network_input` makes it, (z, y, x).
+        device: where to compute.
+
+    Returns:
+        float32 (6, z, y, x).
+    """
+    probability = probability_at_once(network, image, device)
+    keep_main_parts(probability)
+    lungs = probability[0] < 0.5
+    if lungs.any():
+        box = bounding_box(lungs, (LUNG_MARGIN,) * 3)
+        probability[0], probability[1:] = 1, 0
+        probability[(slice(None), *box)] = probability_at_once(network, np.ascontiguousarray(image[box]), device)
+        keep_main_parts(probability)
+    return probability
+
+
+@torch.inference_mode()
+def probability_at_once(network: FoldedUNet, image: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+    """Probability of background and of each lobe, by label, of all that is given.
 
     Args:
         network: six logits, same padding, in evaluation mode on ``device``.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from algorithm import lobe_segmenter
 from algorithm.errors import InputError
 from algorithm.images import Geometry, Volume
 from algorithm.lobe_segmenter import (
@@ -15,6 +16,7 @@ from algorithm.lobe_segmenter import (
     keep_main_parts,
     labels_at,
     lobe_probability,
+    probability_at_once,
 )
 from algorithm.orientation import from_canonical
 from algorithm.preprocess import covering_grid
@@ -93,7 +95,7 @@ def test_no_lungs_give_no_labels():
 @pytest.mark.parametrize("shape", [(8, 16, 24), (9, 13, 18), (3, 4, 5)])
 def test_any_size_goes_through_the_network(tiny_model, shape):
     image = np.random.default_rng(0).random(shape, dtype=np.float32)
-    probability = lobe_probability(tiny_model.lobe_network, image, torch.device("cpu"))
+    probability = probability_at_once(tiny_model.lobe_network, image, torch.device("cpu"))
     assert probability.shape == (6, *shape)
     assert probability.sum(axis=0) == pytest.approx(1.0, abs=1e-5)
 
@@ -113,6 +115,27 @@ class Threshold(torch.nn.Module):
             5 * dark[:, 0] * ~middle,
         )
         return logits
+
+
+def test_the_second_time_the_network_sees_the_box_around_the_lungs(monkeypatch):
+    image = np.full((48, 64, 80), 0.7, dtype=np.float32)
+    image[16:32, 20:36, 10:30] = image[16:32, 20:36, 45:65] = 0.1
+    seen = []
+
+    def at_once(network, part, device):
+        seen.append(part.shape)
+        return probability_at_once(network, part, device)
+
+    monkeypatch.setattr(lobe_segmenter, "probability_at_once", at_once)
+    probability = lobe_probability(Threshold(), image, torch.device("cpu"))
+    assert seen == [(48, 64, 80), (16 + 16, 16 + 16, 55 + 16)]
+    assert np.array_equal(hard_labels(probability) > 0, image < 0.3)
+    assert (hard_labels(probability)[..., :40] != 1).all() and (hard_labels(probability)[..., 40:] != 3).all()
+
+
+def test_without_lungs_there_is_no_second_time():
+    probability = lobe_probability(Threshold(), np.full((16, 16, 16), 0.7, dtype=np.float32), torch.device("cpu"))
+    assert (probability[0] > 0.5).all()
 
 
 @pytest.fixture
