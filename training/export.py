@@ -95,7 +95,8 @@ def _lobes_of_model(directory: Path | None) -> LobePart | None:
     description = load_model(directory).description
     if description.lobe_network is None:
         raise InputError(f"export.lobes_from: {directory} has no lobe network; name a model that has one")
-    return LobePart((directory / LOBE_WEIGHTS).read_bytes(), description.lobe_network, description.training.get("lobes", {}))
+    about = description.training.get("lobes", {})
+    return LobePart((directory / LOBE_WEIGHTS).read_bytes(), description.lobe_network, about)
 
 
 def _description(run: Run, files: dict[str, str], lobes: LobePart | None) -> ModelDescription:
