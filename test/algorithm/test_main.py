@@ -188,7 +188,7 @@ def test_precision_and_engine_reach_the_segmenter(run, scan, tmp_path, monkeypat
     options = ["--precision", "bf16", "--engine", "openvino", "--memory-gb", "1", "--device", "cpu"]
     assert run("segment", *scan, *options, "-o", tmp_path / "out").exit_code == 0
     assert [arguments[:5] for arguments in asked] == [
-        (None, "auto", 3.0, "fp32", "auto"),
+        (None, "auto", 5.5, "fp32", "auto"),
         (None, "cpu", 1.0, "bf16", "openvino"),
     ]
 

@@ -12,7 +12,7 @@ from training.phantom.lobes import LOBE_LABELS, lungs_on_grid, warp_lobes
 from training.phantom.scanner import add_noise, draw_protocol, field_of_view
 from training.phantom.shapes import procedural_lobes
 from training.phantom.texture import fractal
-from training.phantom.vessels import Tubes, draw_tubes, grow_lung_tubes
+from training.phantom.vessels import Tubes, _widen_at_hilum, draw_tubes, grow_lung_tubes
 
 TURNED = Geometry((5, 6, 7), (2.0, 1.5, 0.5), (10.0, -20.0, 30.0), (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
 
@@ -109,6 +109,16 @@ def test_vessels_start_at_the_hilum_and_thin_outward() -> None:
     assert near.mean() > 2 * far.mean()
     assert 2 * tubes.vessels.radius_mm.max() > 6
     assert 2 * tubes.vessels.radius_mm.min() < 1.2
+
+
+def test_vessels_are_wider_at_the_hilum_and_as_they_were_far_from_it() -> None:
+    away_mm = np.array([0, 20, 150], dtype=np.float32)
+    start = np.stack([away_mm, np.zeros(3), np.zeros(3)], axis=1).astype(np.float32)
+    tubes = Tubes(start, start, np.full(3, 2, dtype=np.float32))
+    for seed in range(8):
+        radius_mm = _widen_at_hilum(np.random.default_rng(seed), tubes, np.zeros(3, dtype=np.float32)).radius_mm
+        assert 2 * 1.9 >= radius_mm[0] > radius_mm[1] > 2
+        assert radius_mm[2] == pytest.approx(2, abs=1e-4)
 
 
 def test_noise_has_the_protocol_s_strength_and_is_correlated_in_the_slice() -> None:
