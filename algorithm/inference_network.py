@@ -131,8 +131,8 @@ class InferenceNetwork(nn.Module):
             start_zyx: where the part begins, even numbers.
             size_zyx: its voxels, even numbers.
         """
-        drop = 1 if level else 2  # voxels per side whose interpolation lacks a neighbour
-        coarse = x[(..., *interpolated(start_zyx, size_zyx, drop))]
+        drop = _dropped(level)
+        coarse = x[(..., *interpolated(level, start_zyx, size_zyx))]
         skip = skip[_box(start_zyx, [n + 4 for n in size_zyx])]
         both = _empty((1, skip.shape[1] + x.shape[1], *skip.shape[2:]), x)
         both[:, : skip.shape[1]] = skip
@@ -185,16 +185,22 @@ def output_size(level: int, input_size: int) -> int:
     return input_size - 4 if level == 0 else (input_size >> level) + (2 if level == 1 else 4)
 
 
-def interpolated(start_zyx: Sequence[int], size_zyx: Sequence[int], drop: int) -> Box:
+def interpolated(level: int, start_zyx: Sequence[int], size_zyx: Sequence[int]) -> Box:
     """The coarser features that a part of a level is interpolated from.
 
     Args:
+        level: of the part.
         start_zyx: where the part begins, even numbers.
         size_zyx: its voxels, even numbers.
-        drop: voxels per side whose interpolation lacks a neighbour.
     """
+    drop = _dropped(level)
     z, y, x = (slice(o // 2, o // 2 + (n + 4) // 2 + drop) for o, n in zip(start_zyx, size_zyx, strict=True))
     return z, y, x
+
+
+def _dropped(level: int) -> int:
+    """Voxels per side of a level whose interpolation lacks a neighbour."""
+    return 1 if level else 2
 
 
 def _upsample(x: Tensor, axis: int, drop: int, out: Tensor | None = None) -> Tensor:

@@ -115,7 +115,7 @@ def lobe_probability(network: nn.Module, image: NDArray[np.float32], device: tor
         float32 (6, z, y, x).
     """
     probability = probability_at_once(network, image, device)
-    keep_main_parts(probability)
+    keep_lungs(probability)
     lungs = probability[0] < 0.5
     if lungs.any():
         box = bounding_box(lungs, (LUNG_MARGIN,) * 3)
@@ -127,16 +127,7 @@ def lobe_probability(network: nn.Module, image: NDArray[np.float32], device: tor
 
 @torch.inference_mode()
 def probability_at_once(network: nn.Module, image: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
-    """Probability of background and of each lobe, by label, of all that is given.
-
-    Args:
-        network: six logits, same padding, in evaluation mode on ``device``.
-        image: a whole scan as `algorithm.lobe_input.lobe_network_input` makes it, (z, y, x).
-        device: where to compute.
-
-    Returns:
-        float32 (6, z, y, x).
-    """
+    """What `lobe_probability` gives, of a scan or a part of it as it is."""
     missing = [max(-n % PERIOD, SMALLEST_INPUT - n) for n in image.shape]
     padded = functional.pad(torch.from_numpy(image), [k for n in missing[::-1] for k in (0, n)])
     batch = padded[None, None].to(device).contiguous(memory_format=torch.channels_last_3d)
@@ -162,12 +153,7 @@ def keep_main_parts(probability: NDArray[np.float32]) -> None:
     Args:
         probability: (6, z, y, x), background first.
     """
-    labels = hard_labels(probability)
-    for side in (LEFT, RIGHT):
-        lung = np.isin(labels, side)
-        stray = lung & (cc3d.largest_k(lung, k=1, connectivity=6) == 0)
-        probability[:, stray] = 0
-        probability[0, stray] = 1
+    keep_lungs(probability)
     labels = hard_labels(probability)
     for lobe in LOBES:
         member = labels == lobe.label
@@ -176,6 +162,20 @@ def keep_main_parts(probability: NDArray[np.float32]) -> None:
         others[lobe.label - 1] = 0
         others *= (1 - probability[0, stray]) / np.maximum(others.sum(axis=0), SMALLEST_PROBABILITY)
         probability[1:, stray] = others
+
+
+def keep_lungs(probability: NDArray[np.float32]) -> None:
+    """Take out what is apart from the bulk of either lung, in place.
+
+    Args:
+        probability: (6, z, y, x), background first.
+    """
+    labels = hard_labels(probability)
+    for side in (LEFT, RIGHT):
+        lung = np.isin(labels, side)
+        stray = lung & (cc3d.largest_k(lung, k=1, connectivity=6) == 0)
+        probability[:, stray] = 0
+        probability[0, stray] = 1
 
 
 def expected_dice(probability: NDArray[np.float32]) -> dict[int, float]:

@@ -254,7 +254,7 @@ def _looked_at(parts: list[Box], tile: Tile, size: list[int]) -> NDArray[np.bool
     """Which of the features before the last level these parts of it depend on."""
     needed = np.zeros(size, dtype=bool)
     for part in parts:
-        needed[interpolated(*_in_tile(part, tile), drop=2)] = True
+        needed[interpolated(0, *_in_tile(part, tile))] = True
     return needed
 
 

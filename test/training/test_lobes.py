@@ -17,7 +17,7 @@ from algorithm.model import find_model
 from algorithm.segmenter import LesionSegmenter
 from training.cases import of_split, read_table
 from training.lobe_dice import compare_lobes
-from training.lobe_scans import LobeScan, random_crop, read_lobe_scan
+from training.lobe_scans import LobeScan, LobeScanItem, random_crop, read_lobe_scan
 from training.lobes import lobe_terms, measure_dice, new_network
 from training.lobes import trained as trained_network
 from training.run import LOBES as STAGE
@@ -104,7 +104,6 @@ class Perfect(torch.nn.Module):
 
 def test_measure_dice(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from training import lobes
-    from training.lobe_scans import LobeScan, LobeScanItem, read_lobe_scan
 
     def labels_as_image(scan: LobeScan) -> LobeScanItem:
         item = read_lobe_scan(scan)
