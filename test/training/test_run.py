@@ -23,6 +23,7 @@ from training.settings import TrainingConfig
 from training.stages import Run, execute
 
 ROOT = Path(__file__).parents[2]
+ALL_BUT_EXPORT = [stage.name for stage in STAGES[:-1]]
 
 
 def test_the_exported_model_segments_a_scan(finished):
@@ -61,9 +62,15 @@ def test_the_model_holds_the_lobe_network_and_how_it_was_trained(finished):
     assert about["data_sha256"] == finished.record("lobes")["data_sha256"]
 
 
+def _link(finished, directory, stages):
+    """Let another run directory have the results of some stages."""
+    directory.mkdir(exist_ok=True)
+    for stage in stages:
+        (directory / stage).symlink_to(finished.directory / stage)
+
+
 def test_the_lobe_network_is_described_as_it_was_trained_not_as_it_would_be_now(finished, tiny_config, tmp_path):
-    for stage in STAGES[:-1]:
-        (tmp_path / stage.name).symlink_to(finished.directory / stage.name)
+    _link(finished, tmp_path, ALL_BUT_EXPORT)
     now = changed(tiny_config, "lobes", spacing_mm=5.0, width=2, data="something else")
     execute(replace(finished, directory=tmp_path, config=now), STAGES[-1])
     description = load_model(tmp_path / "export" / "model").description
@@ -73,10 +80,7 @@ def test_the_lobe_network_is_described_as_it_was_trained_not_as_it_would_be_now(
 
 def _without_lobes(finished, directory, config):
     """The finished run, but for its lobe network and what was exported."""
-    directory.mkdir(exist_ok=True)
-    for stage in STAGES:
-        if stage.name not in ("lobes", "export"):
-            (directory / stage.name).symlink_to(finished.directory / stage.name)
+    _link(finished, directory, [name for name in ALL_BUT_EXPORT if name != "lobes"])
     return replace(finished, directory=directory, config=config)
 
 
@@ -124,8 +128,7 @@ def exported_results(run):
 
 
 def test_model_json_has_the_results_of_this_very_network_as_soon_as_there_are_any(finished, tmp_path):
-    for stage in ("prepare", "vessels", "regress", "pseudo", "segment-reference", "cam", "subtypes"):
-        (tmp_path / stage).symlink_to(finished.directory / stage)
+    _link(finished, tmp_path, ("prepare", "vessels", "regress", "pseudo", "segment-reference", "cam", "subtypes"))
     for stage in ("segment", "ablate", "export"):
         shutil.copytree(finished.directory / stage, tmp_path / stage)
     run = replace(finished, directory=tmp_path)
@@ -146,8 +149,7 @@ def test_model_json_has_the_results_of_this_very_network_as_soon_as_there_are_an
 
 def test_the_exported_model_votes_by_the_rules_of_the_run(finished, tmp_path):
     rules = VoteRules(shortlist=7, voters=3)
-    for stage in STAGES[:-1]:
-        (tmp_path / stage.name).symlink_to(finished.directory / stage.name)
+    _link(finished, tmp_path, ALL_BUT_EXPORT)
     run = replace(finished, directory=tmp_path, config=finished.config.model_copy(update={"subtypes": rules}))
     execute(run, STAGES[-1])
     description = load_model(run.folder("export") / "model").description
