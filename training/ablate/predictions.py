@@ -117,8 +117,8 @@ def _cam_refined(run: Run) -> Predictor:
 
 
 def _dram_of_run(run: Run) -> Predictor:
-    """The dRAM that the pseudo labels were made of."""
-    return _above(run, partial(dram_of_case, run))
+    """The dRAM that the pseudo labels were made of, above their threshold."""
+    return _above(run, partial(dram_of_case, run), run.record("pseudo")["results"]["threshold"])
 
 
 def _dram_of_row(run: Run, settings: RegressSettings, folder: Path) -> Predictor:
@@ -132,15 +132,14 @@ def _dram_of_row(run: Run, settings: RegressSettings, folder: Path) -> Predictor
         with fabric.autocast():
             return scan_dram(network, prepared(run, case), chunk_size=size, scales=scales, device=fabric.device)
 
-    return _above(run, dram)
+    return _above(run, dram, chosen_threshold(run, dram))
 
 
-def _above(run: Run, dram: Callable[[Case], NDArray[np.float32]]) -> Predictor:
-    """Where a dRAM is above its threshold."""
-    threshold = np.float32(chosen_threshold(run, dram))
+def _above(run: Run, dram: Callable[[Case], NDArray[np.float32]], threshold: float) -> Predictor:
+    """Where a dRAM is above a threshold."""
 
     def predict(case: Case, scan: Scan) -> NDArray[np.bool_]:
-        return on_ct_grid(Volume(dram(case) - threshold, prepared(run, case).geometry("scan")), scan)
+        return on_ct_grid(Volume(dram(case) - np.float32(threshold), prepared(run, case).geometry("scan")), scan)
 
     return predict
 

@@ -163,7 +163,9 @@ def test_a_dram_row_is_trained_in_its_folder(run, config, case, scan, trained, t
 
 def test_the_row_of_the_run_itself_is_read_and_not_trained_again(run, config, case, scan, trained, tmp_path):
     dram = 0.4 + 0.2 * on_scan_grid(reference(scan), run, case, scan)
-    np.save(done(run, "pseudo") / f"{case.name}_dram.npy", dram.astype(np.float16))
+    stage = done(run, "pseudo")
+    (stage / "done.json").write_text(json.dumps({"results": {"threshold": 0.5}}))
+    np.save(stage / f"{case.name}_dram.npy", dram.astype(np.float16))
     lesions = make_predictor(run, row(config, "dram-vessel-suppression"), tmp_path / "own")(case, scan)
     assert iou(reference(scan), lesions) > 0.7
     assert trained == []
