@@ -17,6 +17,7 @@ Map = tuple[NDArray[np.floating[Any]], NDArray[np.uint8], Mapping[int, int]]
 
 PROBABILITY_BORDERS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 MARGIN_BORDERS = tuple(round(0.05 * k, 2) for k in range(-18, 19))
+EQUALLY_GOOD = 1e-7  # difference of the loss
 
 
 def best_border(maps: Iterable[Map], borders: tuple[float, ...], otherwise: float) -> float:
@@ -27,8 +28,8 @@ def best_border(maps: Iterable[Map], borders: tuple[float, ...], otherwise: floa
 
     Args:
         maps: of validation cases, read one after another.
-        borders: to choose from; of equally good ones the first.
-        otherwise: what to take where no lobe has a score.
+        borders: to choose from.
+        otherwise: what to take where no lobe has a score; of equally good borders, the nearest to it is taken.
     """
     shares, scores = [], []
     for values, lobes, scores_by_label in maps:
@@ -41,4 +42,5 @@ def best_border(maps: Iterable[Map], borders: tuple[float, ...], otherwise: floa
         return otherwise
     lower, upper = (ends[:, None] for ends in intervals_of(scores, SCORE_INTERVALS))
     losses = interval_loss(torch.tensor(shares), lower, upper).mean(dim=0)
-    return borders[int(losses.argmin())]
+    best = [border for border, loss in zip(borders, losses - losses.min(), strict=True) if loss <= EQUALLY_GOOD]
+    return min(best, key=lambda border: abs(border - otherwise))

@@ -107,11 +107,6 @@ def cam(run: Run, folder: Path) -> dict[str, Any]:
     return {"lobes": len(lobes), "diseased_lobes": diseased, "maps": len(mapped)}
 
 
-def trained_cam(run: Run) -> nn.Module:
-    """The classifier of a finished stage, in evaluation mode on the CPU."""
-    return load_trained(CamNetwork(width=run.config.cam.width), run.folder("cam"))
-
-
 def scan_cam(
     network: nn.Module, case: PreparedCase, settings: CamSettings, *, scales: Sequence[float], device: torch.device
 ) -> NDArray[np.float32]:

@@ -114,7 +114,7 @@ def train(
         optimiser.load_state_dict(state["optimiser"])  # now that the parameters are on the device
     done, best = (state["step"], state["best"]) if state else (0, [])
     steps = range(done, settings.steps)
-    statistics = Statistics(network, plain, settings.steps, fabric.autocast)
+    statistics = Statistics(network, plain, settings.steps, fabric)
     with (
         Logbook(folder, done=done, is_writer=fabric.is_global_zero) as logbook,
         _progress(folder.name, done, settings.steps, visible=fabric.is_global_zero) as advance,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -64,13 +64,13 @@ class Statistics:
         network: that is trained.
         plain: what the statistics are taken of; None leaves batch norm to itself.
         steps: of the training.
-        autocast: context in which the network computes.
+        fabric: precision and processes; each passes batches of its own.
     """
 
     network: nn.Module
     plain: PlainPasses | None
     steps: int
-    autocast: Callable[[], AbstractContextManager[object]]
+    fabric: Fabric
 
     def before_step(self, step: int) -> None:
         """Put the network into training mode."""
@@ -92,9 +92,19 @@ class Statistics:
         return round(self.plain.settled * self.steps) if self.plain else self.steps
 
     def _settle(self) -> None:
-        if self.plain:
-            with self.autocast():
-                settle_statistics(self.network, self.plain.through)
+        if self.plain is None:
+            return
+        through, fabric = self.plain.through, self.fabric
+
+        def own(network: nn.Module, number: int) -> object:
+            return through(network, number * fabric.world_size + fabric.global_rank)
+
+        with fabric.autocast():
+            settle_statistics(self.network, own)
+        if fabric.world_size > 1:
+            for statistic in (buffer for norm in _norms(self.network) for buffer in norm.buffers()):
+                if statistic.is_floating_point():
+                    statistic.copy_(fabric.all_reduce(statistic.clone(), reduce_op="mean"))  # type: ignore[arg-type]
 
 
 def _norms(network: nn.Module) -> list[_BatchNorm]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -47,7 +45,7 @@ def test_settled_statistics_stay_in_training_and_the_weights_do_not():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2), nn.Dropout3d(0.5)).eval()
     plain = PlainPasses(lambda model, number: model(torch.randn(2, 1, 4, 4, 4)), 0.25)
-    statistics = Statistics(network, plain, 20, nullcontext)
+    statistics = Statistics(network, plain, 20, Fabric(accelerator="cpu", devices=1))
     statistics.before_step(6)
     assert network.training and network[2].training
     before = {name: value.clone() for name, value in network.state_dict().items()}
