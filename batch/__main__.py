@@ -71,7 +71,7 @@ def run(
                 raise InputError("got --dry-run with --archive, of which nothing would be sent; expected --scans")
             manifest.plan(find_cases(scans, lobes), out)
             table, unusable = _sendings(manifest)
-            Console().print(table)
+            _show(table)
             if unusable:
                 raise InputError(f"{unusable} of {len(manifest.cases)} cases cannot be sent; see above")
             return
@@ -100,7 +100,7 @@ def retry(
 def status(out: OutOption) -> None:
     """Show what the manifest knows of each case; asks the platform nothing."""
     with _one_line_errors():
-        Console().print(_table(Manifest.load(out)))
+        _show(_table(Manifest.load(out)))
 
 
 @app.command()
@@ -112,7 +112,7 @@ def fetch(out: OutOption) -> None:
         manifest = Manifest.load(out)
         manifest.forget_errors(out)
         Batch(connection, manifest, out).refresh()
-        Console().print(_table(manifest))
+        _show(_table(manifest))
         _finish(manifest, out, complete=False)
 
 
@@ -140,7 +140,7 @@ def _complete(manifest: Manifest, out: Path, connection: Connection) -> None:
     try:
         Batch(connection, manifest, out).run()
     finally:
-        Console().print(_table(manifest))
+        _show(_table(manifest))
     _finish(manifest, out, complete=True)
 
 
@@ -167,6 +167,11 @@ def _table(manifest: Manifest) -> Table:
         outputs = "" if record.outputs is None else str(len(record.outputs))
         table.add_row(name, record.status, record.job or "", outputs, record.error or "")
     return table
+
+
+def _show(table: Table) -> None:
+    """Print a table, its texts as they are: names and messages may hold what rich would take for markup."""
+    Console(markup=False, emoji=False).print(table)
 
 
 def _sendings(manifest: Manifest) -> tuple[Table, int]:
