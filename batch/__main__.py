@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,17 +69,17 @@ def run(
         if dry_run:
             if scans is None:
                 raise InputError("got --dry-run with --archive, of which nothing would be sent; expected --scans")
-            manifest.plan(find_cases(scans, lobes), out)
-            table, unusable = _sendings(manifest)
+            wanted = manifest.plan(find_cases(scans, lobes), out)
+            table, unusable = _sendings(manifest, wanted)
             _show(table)
             if unusable:
-                raise InputError(f"{unusable} of {len(manifest.cases)} cases cannot be sent; see above")
+                raise InputError(f"{unusable} of {len(wanted)} cases cannot be sent; see above")
             return
         cases = find_cases(scans, lobes) if scans else []
         with _connect(platform) as connection, only_process(out):
             manifest = Manifest.load_or_new(out, platform=platform, algorithm=algorithm)
-            manifest.plan(connection.archive(archive) if archive else cases, out)
-            _complete(manifest, out, connection)
+            wanted = manifest.plan(connection.archive(archive) if archive else cases, out)
+            _complete(manifest, out, connection, wanted=wanted)
 
 
 @app.command()
@@ -87,13 +87,14 @@ def retry(
     out: OutOption,
     cases: Annotated[list[str] | None, typer.Argument(help="Cases that failed; default: all that did.")] = None,
 ) -> None:
-    """Start jobs that failed or were cancelled anew, which costs credits again; then go on like run."""
+    """Start jobs that failed or were cancelled anew, which costs credits again; wait, and fetch the outputs."""
     with _one_line_errors(), _connect(Manifest.load(out).platform) as connection, only_process(out):
         manifest = Manifest.load(out)
-        if not manifest.retry(cases or []):
+        wanted = manifest.retry(cases or [])
+        if not wanted:
             raise InputError(f"{out}: got no case whose job failed or was cancelled, expected at least one")
         manifest.forget_errors(out)
-        _complete(manifest, out, connection)
+        _complete(manifest, out, connection, wanted=wanted)
 
 
 @app.command()
@@ -111,7 +112,7 @@ def fetch(out: OutOption) -> None:
 
         manifest = Manifest.load(out)
         manifest.forget_errors(out)
-        Batch(connection, manifest, out).refresh()
+        Batch(connection, manifest, out, wanted=()).refresh()
         _show(_table(manifest))
         _finish(manifest, out, complete=False)
 
@@ -134,11 +135,11 @@ def _connect(url: str) -> Connection:
     return Connection(url)
 
 
-def _complete(manifest: Manifest, out: Path, connection: Connection) -> None:
+def _complete(manifest: Manifest, out: Path, connection: Connection, *, wanted: Collection[str]) -> None:
     from batch.jobs import Batch
 
     try:
-        Batch(connection, manifest, out).run()
+        Batch(connection, manifest, out, wanted=wanted).run()
     finally:
         _show(_table(manifest))
     _finish(manifest, out, complete=True)
@@ -174,14 +175,14 @@ def _show(table: Table) -> None:
     Console(markup=False, emoji=False).print(table)
 
 
-def _sendings(manifest: Manifest) -> tuple[Table, int]:
+def _sendings(manifest: Manifest, wanted: Collection[str]) -> tuple[Table, int]:
     """What would be sent: each file after conversion, with its size, or why it cannot be; and how many cannot be."""
     unusable = 0
     table = Table(
         "case", "status", "socket", "file sent", "MB", "error", title=f"{manifest.algorithm}: nothing is sent"
     )
     for name, record in sorted(manifest.cases.items()):
-        if not record.is_to_start:
+        if name not in wanted or not record.is_to_start:
             table.add_row(name, record.status, "", "", "", "")
             continue
         try:

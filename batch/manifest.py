@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,8 @@ TEMPORARY = ".partial-"
 """Folders whose names begin so belong to the running command; what a killed one left is removed."""
 
 _NOT_STARTED = (PENDING, UPLOADING, STARTING)
+
+log = logging.getLogger(__name__)
 
 
 class CaseRecord(BaseModel):
@@ -150,36 +153,52 @@ class Manifest(BaseModel):
         """Write the manifest whole or not at all."""
         write_whole(folder / FILE_NAME, f"{self.model_dump_json(indent=2)}\n".encode())
 
-    def plan(self, cases: Iterable[Case], folder: Path) -> None:
+    def plan(self, cases: Collection[Case], folder: Path) -> list[str]:
         """Take up new cases and those computed here, and make ready to try again what could not be sent or fetched.
+
+        Other cases are dropped where no job was asked for, so that nothing is sent of what was taken out or renamed.
 
         Args:
             cases: the cases to run.
             folder: the output folder.
 
+        Returns:
+            Their names.
+
         Raises:
             InputError: an input is not the one that its job was started with.
         """
-        changed = []
-        for case in cases:
-            inputs = case.identity()
-            fresh = CaseRecord(files={slug: path.resolve() for slug, path in case.files.items()}, inputs=inputs)
-            record = self.cases.setdefault(case.name, fresh)
-            if record.inputs == inputs:
-                record.files = fresh.files
-            elif record.status in (PENDING, UPLOADING, HERE):
-                record = self.cases[case.name] = fresh
-            else:
-                changed.append(case.name)
-            if record.status in (PENDING, HERE):
-                record.outputs = finished_here(folder / case.name, inputs)
-                record.status = PENDING if record.outputs is None else HERE
+        names = [case.name for case in cases]
+        changed = [case.name for case in cases if not self._take_up(case, folder)]
         if changed:
             raise InputError(
                 f"got other input files than those of {len(changed)} earlier jobs ({shortened(changed)}), "
                 "expected the same; choose another --out"
             )
+        others = sorted(self.cases.keys() - set(names))
+        dropped = [name for name in others if self.cases[name].status in (PENDING, UPLOADING)]
+        for name in dropped:
+            del self.cases[name]
+        if dropped:
+            log.warning("dropped, for they are no longer among the cases and have no job: %s", ", ".join(dropped))
         self.forget_errors(folder)
+        return names
+
+    def _take_up(self, case: Case, folder: Path) -> bool:
+        """Bring the record of a case in line with its inputs; False where a job has, or may have, taken others."""
+        inputs = case.identity()
+        fresh = CaseRecord(files={slug: path.resolve() for slug, path in case.files.items()}, inputs=inputs)
+        record = self.cases.setdefault(case.name, fresh)
+        if record.inputs == inputs:
+            record.files = fresh.files
+        elif record.status in (PENDING, UPLOADING, HERE):
+            record = self.cases[case.name] = fresh
+        else:
+            return False
+        if record.status in (PENDING, HERE):
+            record.outputs = finished_here(folder / case.name, inputs)
+            record.status = PENDING if record.outputs is None else HERE
+        return True
 
     def forget_errors(self, folder: Path) -> None:
         """Let what could not be sent or fetched be tried again, and fetched results that are gone be fetched again."""

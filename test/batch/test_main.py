@@ -131,6 +131,20 @@ def test_dry_run_connects_to_nothing_and_writes_nothing(command, write_cases, ac
     assert account.requests == [] and not (tmp_path / "out").exists()
 
 
+def test_dry_run_shows_only_what_this_call_would_send(command, write_cases, account, inputs, tmp_path) -> None:
+    write_cases(["a", "b"])
+    account.interfaces = [("ct-image", "pulmonary-lobes")]
+    command("run")
+    manifest = Manifest.load(tmp_path / "out")
+    manifest.cases["a"].status, manifest.cases["a"].job, manifest.cases["a"].outputs = "Starting", None, None
+    manifest.save(tmp_path / "out")
+    for folder in inputs.values():
+        (folder / "a.mha").rename(folder / "c.mha")
+    outcome = command("run", "--dry-run")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert "c_*_ct-image.mha" in outcome.stdout and "a_*_ct-image.mha" not in outcome.stdout
+
+
 def test_names_and_messages_are_shown_as_they_are(command, write_cases, account, standin, tmp_path) -> None:
     account.faults = [standin.Fault("POST", "/api/v1/algorithms/jobs/", status=400, text="no [/y] :warning: [red]room")]
     write_cases(["P001[repeat]", "P002[repeat]"])

@@ -105,6 +105,20 @@ def test_takes_inputs_that_changed_before_the_start(case, tmp_path) -> None:
     assert manifest.cases["a"] == CaseRecord(files=case.files, inputs=case.identity())
 
 
+def test_drops_other_cases_that_have_no_job(case, tmp_path, caplog) -> None:
+    kept = {
+        "c": CaseRecord(files={}, inputs={}, status="Starting"),
+        "d": CaseRecord(files={}, inputs={}, status="Executing", job="1"),
+        "e": CaseRecord(files={}, inputs={}, status="Failed", job="2"),
+        "f": CaseRecord(files={}, inputs={}, status=HERE, outputs={}),
+    }
+    uploading = CaseRecord(files={}, inputs={}, status="Uploading")
+    manifest = new(x=CaseRecord(files={}, inputs={}), b=uploading, **kept)
+    assert manifest.plan([case], tmp_path) == ["a"]
+    assert manifest.cases.keys() == {"a", *kept}
+    assert caplog.messages == ["dropped, for they are no longer among the cases and have no job: b, x"]
+
+
 def test_counts_what_was_computed_here_only_from_the_same_inputs(case, tmp_path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "severity.json").write_text("{}")

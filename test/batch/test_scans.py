@@ -170,8 +170,8 @@ def test_nothing_that_names_the_patient_leaves_this_machine(
     """Every byte of every request, with compressed voxels as they are and decompressed."""
     write_series(tmp_path / "scans" / "case01", array)
     manifest = Manifest.load_or_new(out, platform=platform.url, algorithm="covid-lesions")
-    manifest.plan(find_cases(tmp_path / "scans", None), out)
-    Batch(connection, manifest, out, sleep=lambda seconds: None).run()
+    wanted = manifest.plan(find_cases(tmp_path / "scans", None), out)
+    Batch(connection, manifest, out, wanted=wanted, sleep=lambda seconds: None).run()
     assert manifest.cases["case01"].is_finished
     everything = b"".join(f"{method} {path}\n".encode() + body for method, path, body in account.requests)
     (upload,) = account.taken.values()
