@@ -234,6 +234,8 @@ class Batch:
         """Upload what is not uploaded yet, under names that hold nothing but the case's name and the attempt."""
         with TemporaryDirectory(dir=self.folder, prefix=TEMPORARY) as temporary:
             converted = convert(record.files, Path(temporary))
+            if record.current_inputs() != record.inputs:
+                raise InputError("its files have changed since this command began; run again")
             for slug in sorted(record.files.keys() - record.uploads.keys()):
                 upload_name = f"{name}_{record.attempt}_{slug}.mha"
                 left = None if name in self._own_uploads else self.connection.find_upload(upload_name)

@@ -14,7 +14,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from batch.cases import Case, shortened
+from batch.cases import Case, sha256, shortened
 from batch.errors import InputError
 from batch.results import CASE_FILE, finished_here, write_whole
 
@@ -89,6 +89,10 @@ class CaseRecord(BaseModel):
     def images(self) -> dict[str, str]:
         """Addresses of the inputs that lie on the platform already, by slug."""
         return {slug: url for slug, url in self.inputs.items() if slug not in self.files}
+
+    def current_inputs(self) -> dict[str, str]:
+        """What `inputs` would be if the files were taken up now."""
+        return {slug: sha256(path) for slug, path in self.files.items()} | self.images
 
     def begin(self) -> None:
         """Give the uploads to come a name of their own."""
@@ -166,7 +170,7 @@ class Manifest(BaseModel):
             Their names.
 
         Raises:
-            InputError: an input is not the one that its job was started with.
+            InputError: an input is not the one of a job that succeeded or may be running.
         """
         names = [case.name for case in cases]
         changed = [case.name for case in cases if not self._take_up(case, folder)]
@@ -189,9 +193,10 @@ class Manifest(BaseModel):
         inputs = case.identity()
         fresh = CaseRecord(files={slug: path.resolve() for slug, path in case.files.items()}, inputs=inputs)
         record = self.cases.setdefault(case.name, fresh)
-        if record.inputs == inputs:
-            record.files = fresh.files
+        if record.inputs == inputs or record.is_unsuccessful:
+            record.files, record.inputs = fresh.files, inputs
         elif record.status in (PENDING, UPLOADING, HERE):
+            fresh.earlier_jobs = record.earlier_jobs
             record = self.cases[case.name] = fresh
         else:
             return False
@@ -209,7 +214,7 @@ class Manifest(BaseModel):
                 record.outputs = None
 
     def retry(self, names: Iterable[str]) -> list[str]:
-        """Begin cases anew whose job ended without success. Each costs the platform's credits again.
+        """Begin cases anew, with their files as they are now, whose job ended without success; costs credits again.
 
         Args:
             names: the cases; none for all that ended so.
@@ -218,7 +223,7 @@ class Manifest(BaseModel):
             The names of those begun anew.
 
         Raises:
-            InputError: a case is unknown or did not end so.
+            InputError: a case is unknown or did not end so, or a file of it cannot be read.
         """
         unsuccessful = {name for name, record in self.cases.items() if record.is_unsuccessful}
         chosen = set(names) or unsuccessful
@@ -227,11 +232,18 @@ class Manifest(BaseModel):
                 f"{shortened(chosen - unsuccessful)}: got cases that did not fail, expected some of those that did "
                 f"({shortened(unsuccessful) or 'none'})"
             )
-        for name in chosen:
+        try:
+            inputs = {name: self.cases[name].current_inputs() for name in sorted(chosen)}
+        except OSError as error:
+            raise InputError(
+                f"{error.filename}: cannot be read ({error.strerror}), expected an input of a case to retry; put it "
+                "back, or name other cases"
+            ) from error
+        for name in inputs:
             record = self.cases[name]
             jobs = [*record.earlier_jobs, record.job] if record.job else record.earlier_jobs
-            self.cases[name] = CaseRecord(files=record.files, inputs=record.inputs, earlier_jobs=jobs)
-        return sorted(chosen)
+            self.cases[name] = CaseRecord(files=record.files, inputs=inputs[name], earlier_jobs=jobs)
+        return list(inputs)
 
     def jobs(self) -> set[str]:
         """The pk of every job of every case."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from batch.cases import find_cases
+from batch.cases import find_cases, sha256
 from batch.errors import InputError
 from batch.jobs import FIRST_DELAY_S, LONGEST_DELAY_S, MOST_ACTIVE_JOBS, Batch
 from batch.manifest import HERE, STARTING, Manifest
@@ -185,6 +185,32 @@ def test_a_retry_sends_nothing_else(write_cases, open_batch, account, require_ho
     require_home(batch, ["a"])
     assert batch.manifest.cases["b"].status == "Pending"
     assert account.uploaded_cases() == ["a", "a"]
+
+
+def test_a_retry_sends_and_names_the_mended_scan(
+    write_cases, open_batch, account, inputs, out, scan, connection, require_home
+) -> None:
+    account.endings = {"a": "Failed"}
+    write_cases(["a"])
+    open_batch().run()
+    mended = scan(inputs["scans"] / "a.mha", seed=7)
+    account.endings = {}
+    manifest = Manifest.load(out)
+    Batch(connection, manifest, out, wanted=manifest.retry([]), sleep=lambda seconds: None).run()
+    assert json.loads((out / "a" / CASE_FILE).read_text())["inputs"]["ct-image"] == sha256(mended)
+    require_home(open_batch(), ["a"])
+
+
+def test_a_scan_that_changes_during_a_run_is_not_sent(write_cases, open_batch, account, inputs, scan) -> None:
+    write_cases(["a"])
+    batch = open_batch()
+    scan(inputs["scans"] / "a.mha", seed=7)
+    batch.run()
+    assert batch.manifest.cases["a"].error == "not sent: its files have changed since this command began; run again"
+    assert account.uploaded() == []
+    again = open_batch()
+    again.run()
+    assert again.manifest.cases["a"].is_finished
 
 
 def test_a_scan_that_is_no_ct_is_not_sent(write_cases, open_batch, account, inputs, require_home) -> None:
