@@ -1,4 +1,4 @@
-"""Whole scans with their lobes, coarse, for the network that finds lobes; random crops of them."""
+"""Whole scans with their lobes, resampled, for the network that finds lobes; random crops of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from algorithm.errors import InputError
 from algorithm.lobe_input import lobe_network_input
-from algorithm.lobes import LOBES
 from algorithm.preprocess import bounding_box, resample
 from training.appearance import randomise
 from training.cases import Case, read_scan
@@ -50,7 +49,7 @@ def cache_scan(case: Case, folder: Path, settings: LobeSettings) -> None:
     """Write the cache of a case, unless it is there.
 
     Raises:
-        InputError: an image cannot be used, or the coarse lobes are empty.
+        InputError: an image cannot be used, or the resampled lobes are empty.
     """
     target = folder / case.name
     if target.is_dir():
@@ -83,19 +82,18 @@ def random_crop(
         device: where to work.
 
     Returns:
-        Image (1, 1, D, H, W), and the share of each voxel of each class, background first, (1, 6, D, H, W).
+        Image (1, 1, D, H, W), and labels, int64 (1, D, H, W).
     """
     rng = np.random.default_rng([seed, 9, item.position])
-    lobes = item.lobes.to(device)
-    members = torch.stack([lobes == lobe.label for lobe in LOBES]).float()
-    stack = torch.cat([item.image.to(device).float()[None], members])[None]
     theta = _random_affine(rng, item.lobes, settings).to(device)
-    size = [1, 1, *settings.crop_size_zyx]
-    grid = functional.affine_grid(theta, size, align_corners=False)
-    moved = functional.grid_sample(stack, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    image = randomise(moved[0], moved[1:], rng)
-    background = 1 - moved[1:].sum(dim=0, keepdim=True)
-    return image[None, None], torch.cat([background, moved[1:]])[None]
+    grid = functional.affine_grid(theta, [1, 1, *settings.crop_size_zyx], align_corners=False)
+
+    def sampled(part: Tensor, mode: str) -> Tensor:
+        whole = part.to(device).float()[None, None]
+        return functional.grid_sample(whole, grid, mode=mode, padding_mode="zeros", align_corners=False)[0, 0]
+
+    labels = sampled(item.lobes, "nearest").round().long()
+    return randomise(sampled(item.image, "bilinear"), labels, rng)[None, None], labels[None]
 
 
 def _random_affine(rng: np.random.Generator, lobes: Tensor, settings: LobeSettings) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from algorithm.errors import InputError
+from algorithm.folded_network import FoldedUNet
 from algorithm.lobe_segmenter import lobe_probability
 from algorithm.lobes import LOBES
 from algorithm.model import LobeNetwork
-from algorithm.network import UNet3D
 from evaluation.metrics import dice
 from training.batches import Batches
 from training.cases import of_split, read_table
@@ -56,9 +56,10 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
     def terms(model: nn.Module, items: list[LobeScanItem], step: int) -> Terms:
         crops = (random_crop(item, settings, seed=seed, device=fabric.device) for item in items)
         image, target = (torch.cat(part) for part in zip(*crops, strict=True))
-        return lobe_terms(model(image.contiguous(memory_format=torch.channels_last_3d)), target)
+        return lobe_terms(model(image), target)
 
     def measure(network: nn.Module, step: int, logbook: Logbook) -> dict[str, float]:
+        assert isinstance(network, FoldedUNet)
         return measure_dice(network, validation, fabric.device)
 
     train(
@@ -81,37 +82,41 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
 
 def description(settings: LobeSettings) -> LobeNetwork:
     """What model.json says of the network."""
-    return LobeNetwork(width=settings.width, spacing_mm=settings.spacing_mm, window_hu=settings.window_hu)
+    return LobeNetwork(
+        width=settings.width, spacing_mm=settings.spacing_mm, fold=settings.fold, window_hu=settings.window_hu
+    )
 
 
-def new_network(settings: LobeSettings) -> UNet3D:
+def new_network(settings: LobeSettings) -> FoldedUNet:
     """The untrained network."""
     network = description(settings).untrained()
     network.set_prior(PRIOR)
     return network
 
 
-def trained(settings: LobeSettings, folder: Path) -> nn.Module:
+def trained(settings: LobeSettings, folder: Path) -> FoldedUNet:
     """The network of a folder that the stage wrote, for use on the CPU."""
     return load_trained(new_network(settings), folder)
 
 
 def lobe_terms(logits: Tensor, target: Tensor) -> Terms:
-    """Cross-entropy, and Dice loss over the lobes, with targets that may be shares.
+    """Cross-entropy of all classes, and inside the lungs a Dice loss over the lobes.
+
+    The outline of the lungs is left to cross-entropy alone: where it is uncertain, a Dice loss moves it outward.
 
     Args:
-        logits: (B, 6, D, H, W).
-        target: share of each class, background first; the same shape.
+        logits: (B, 6, D, H, W), background first.
+        target: labels, (B, D, H, W).
     """
-    logits = logits.float()
-    cross_entropy = -(target * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
-    probability, axes = logits.softmax(dim=1), (0, 2, 3, 4)
-    overlap = 2 * (probability * target).sum(dim=axes) + 1
-    dices = overlap / ((probability + target).sum(dim=axes) + 1)
-    return {"cross_entropy": (1.0, cross_entropy), "dice": (1.0, 1 - dices[1:].mean())}
+    inside = target > 0
+    cross_entropy = functional.cross_entropy(logits.float(), target)
+    lobes = logits[:, 1:].movedim(1, 0)[:, inside].float()  # (5, voxels of the lungs)
+    probability, member = lobes.softmax(dim=0), functional.one_hot(target[inside] - 1, len(LOBES)).T
+    dices = (2 * (probability * member).sum(dim=1) + 1) / (probability.sum(dim=1) + member.sum(dim=1) + 1)
+    return {"cross_entropy": (1.0, cross_entropy), "dice": (1.0, 1 - dices.mean())}
 
 
-def measure_dice(network: nn.Module, scans: list[LobeScan], device: torch.device) -> dict[str, float]:
+def measure_dice(network: FoldedUNet, scans: list[LobeScan], device: torch.device) -> dict[str, float]:
     """Mean Dice of each lobe, by its key, and over all lobes, on the network's own grid."""
     per_lobe: dict[str, list[float]] = {lobe.key: [] for lobe in LOBES}
     for scan in scans:
