@@ -20,6 +20,7 @@ from training.files import load_array, save_array, whole_folder
 from training.settings import LobeSettings
 
 CUT_SHARE = 0.2  # of crops that may leave out any part of the lungs
+BEND_KNOTS = (5, 5, 5)  # of a crop, that are moved each by itself
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ def read_lobe_scan(scan: LobeScan, position: int = 0) -> LobeScanItem:
 def random_crop(
     item: LobeScanItem, settings: LobeSettings, *, seed: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """A turned, scaled, shifted part of a scan, of random appearance.
+    """A turned, scaled, shifted, bent part of a scan, of random appearance.
 
     Args:
         item: the scan.
-        settings: size of the crop, ranges of turning and scaling.
+        settings: size of the crop, ranges of turning, scaling and bending.
         seed: with the item's position, of all that is random.
         device: where to work.
 
@@ -87,6 +88,7 @@ def random_crop(
     rng = np.random.default_rng([seed, 9, item.position])
     theta = _random_affine(rng, item.lobes, settings).to(device)
     grid = functional.affine_grid(theta, [1, 1, *settings.crop_size_zyx], align_corners=False)
+    grid += _random_bend(rng, item.lobes, settings).to(device)
 
     def sampled(part: Tensor, mode: str) -> Tensor:
         whole = part.to(device).float()[None, None]
@@ -110,3 +112,14 @@ def _random_affine(rng: np.random.Generator, lobes: Tensor, settings: LobeSettin
     theta = np.concatenate([matrix, (2 * centre / whole - 1)[:, None]], axis=1)
     order = [2, 1, 0]
     return torch.from_numpy(theta[order][:, [*order, 3]].astype(np.float32))[None]
+
+
+def _random_bend(rng: np.random.Generator, lobes: Tensor, settings: LobeSettings) -> Tensor:
+    """Where each voxel of the crop is moved, smoothly, in the coordinates of `affine_grid`; (1, D, H, W, 3)."""
+    deviation = rng.uniform(0, settings.bend_mm) / settings.spacing_mm * 2 / np.array(lobes.shape[::-1], dtype=float)
+    at_knots = (rng.standard_normal((1, *BEND_KNOTS, 3)) * deviation).astype(np.float32)
+    size = list(settings.crop_size_zyx)
+    moved = functional.interpolate(
+        torch.from_numpy(at_knots).movedim(-1, 1), size=size, mode="trilinear", align_corners=True
+    )
+    return moved.movedim(1, -1)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from training import lobe_scans
 from training.cases import read_table
-from training.lobe_scans import LobeScan, LobeScanItem, cache_scan, random_crop, read_lobe_scan
+from training.lobe_scans import LobeScan, LobeScanItem, _random_bend, cache_scan, random_crop, read_lobe_scan
 from training.settings import LobeSettings
 
-SETTINGS = LobeSettings(fold=1, precision="32-true", crop_size_zyx=(32, 24, 40))
+SETTINGS = LobeSettings(fold=1, precision="32-true", crop_size_zyx=(32, 24, 40), bend_mm=0)
 
 
 @pytest.fixture
@@ -83,6 +83,9 @@ def test_without_any_change_the_crop_is_the_scan(plain: None, monkeypatch: pytes
         def random(self) -> float:
             return 1.0
 
+        def standard_normal(self, size: tuple[int, ...]) -> object:
+            return np.zeros(size)
+
     monkeypatch.setattr(np.random, "default_rng", lambda seed: Middle())
     lobes = blocks()
     lobes[:, :, 34:] = 0
@@ -90,6 +93,29 @@ def test_without_any_change_the_crop_is_the_scan(plain: None, monkeypatch: pytes
     image, target = crop(SETTINGS.model_copy(update={"scale_range": (1.0, 1.0)}), item(lobes))
     assert np.array_equal(target[0].numpy(), lobes)
     assert image[0, 0].numpy() == pytest.approx(lobes / 8, abs=1e-3)
+
+
+def test_bending_moves_points_by_some_millimetres_and_keeps_image_and_lobes_together(plain: None) -> None:
+    bent = SETTINGS.model_copy(update={"bend_mm": 6.0})
+    changed = []
+    for position in range(10):
+        (_, straight), (image, labels) = crop(SETTINGS, item(blocks(), position)), crop(bent, item(blocks(), position))
+        off = (8 * image[0] - labels).abs()
+        assert float(off[labels > 0].median()) < 0.05
+        changed.append(float((straight != labels).float().mean()))
+    assert min(changed) > 0
+    assert 0.02 < np.mean(changed) < 0.2
+
+
+def test_bends_are_smooth_and_of_the_deviation_that_is_asked_for() -> None:
+    lobes = torch.zeros(40, 60, 80)
+    settings = SETTINGS.model_copy(update={"bend_mm": 3.0})
+    bends = [_random_bend(np.random.default_rng(seed), lobes, settings) for seed in range(40)]
+    voxels = torch.cat(bends) * torch.tensor([80.0, 60.0, 40.0]) / 2
+    assert voxels.shape == (40, 32, 24, 40, 3)
+    at_corners = settings.spacing_mm * voxels[:, ::31, ::23, ::39].std(dim=(0, 1, 2, 3))  # corners are knots
+    assert at_corners.tolist() == pytest.approx([3 / 3**0.5] * 3, rel=0.2)  # deviations are uniform in (0, 3) mm
+    assert float(voxels.diff(dim=1).abs().max()) < 2
 
 
 def test_scale_enlarges_the_lobes(plain: None) -> None:
