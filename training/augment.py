@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 CONTRAST_PROBABILITY = 0.5
-CONTRAST_MIDDLE = (0.3, 0.7)
-CONTRAST_EXPONENT = (0.5, 2.0)
+CONTRAST_LOW, CONTRAST_HIGH = (-0.03, 0.03), (0.95, 1.05)  # of a window of 1500 HU: by up to 45 and 75 HU
 
 
 def flip(chunks: list[Tensor], rng: np.random.Generator) -> list[Tensor]:
@@ -18,16 +17,17 @@ def flip(chunks: list[Tensor], rng: np.random.Generator) -> list[Tensor]:
 
 
 def stretch_contrast(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """With probability 1/2 pass intensities through a random sigmoid, 1 / (1 + (m / f)^E).
+    """With probability 1/2 move both ends of the window a little, (f - low) / (high - low) within [0, 1].
+
+    A little, for HU are calibrated, and by how much a voxel is denser than healthy lung is what tells faint
+    ground-glass.
 
     Args:
         image: intensities f in [0, 1]; zero, the background, stays zero.
-        rng: draws m in [0.3, 0.7] and E in [0.5, 2].
+        rng: draws both ends, in `CONTRAST_LOW` and `CONTRAST_HIGH`.
     """
     apply = rng.random() < CONTRAST_PROBABILITY
-    middle, exponent = rng.uniform(*CONTRAST_MIDDLE), rng.uniform(*CONTRAST_EXPONENT)
+    low, high = rng.uniform(*CONTRAST_LOW), rng.uniform(*CONTRAST_HIGH)
     if not apply:
         return image
-    powered = image**exponent  # f^E / (f^E + m^E) is the same function without the division by f
-    stretched: Tensor = powered / (powered + middle**exponent)
-    return stretched
+    return ((image - low) / (high - low)).clamp(0, 1) * (image > 0)

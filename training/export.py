@@ -61,7 +61,7 @@ def export(run: Run, folder: Path) -> dict[str, Any]:
         LESION_WEIGHTS: to_safetensors(_contiguous(trained_network(run))),
         SUBTYPE_TABLE: (run.folder("subtypes") / SUBTYPE_TABLE).read_bytes(),
     }
-    lobes = _lobes_of_run(run) or _lobes_of_model(run.config.export.lobes_from)
+    lobes = _lobes_of_run(run) or lobes_of_model(run.config.export.lobes_from)
     if lobes is not None:
         files[LOBE_WEIGHTS] = lobes.weights
     for name, content in files.items():
@@ -88,8 +88,12 @@ def _lobes_of_run(run: Run) -> LobePart | None:
     return LobePart(weights, lobe_description(settings), {"data": settings.data, **about})
 
 
-def _lobes_of_model(directory: Path | None) -> LobePart | None:
-    """What another model holds, where one is named."""
+def lobes_of_model(directory: Path | None) -> LobePart | None:
+    """What another model holds, where one is named.
+
+    Raises:
+        InputError: it cannot be used, or has no lobe network.
+    """
     if directory is None:
         return None
     description = load_model(directory).description

@@ -23,7 +23,7 @@ from training.files import write_whole
 from training.logbook import Logbook
 from training.parallel import console
 from training.settings import LoopSettings
-from training.settling import settle_statistics
+from training.settling import Statistics
 from training.stages import Run, processes
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -95,8 +95,8 @@ def train(
         terms: the loss terms of the network on a batch at a step.
         settings: steps, optimiser, checkpoints.
         folder: where checkpoints and logs go.
-        plain: passes a batch, given its number, through the network without augmentation: before each validation and
-            after the last step, batch norm's statistics are taken from such batches.
+        plain: passes a batch, given its number, through the network without augmentation: batch norm's statistics are
+            taken from such batches before each validation, and for good at ``settings.settled`` of the steps.
         validation: how to find the best network; without it the last one is the result.
         readers: processes that read ahead for a GPU.
 
@@ -115,12 +115,13 @@ def train(
         optimiser.load_state_dict(state["optimiser"])  # now that the parameters are on the device
     done, best = (state["step"], state["best"]) if state else (0, [])
     steps = range(done, settings.steps)
-    model.train()
+    statistics = Statistics(network, plain, round(settings.settled * settings.steps), fabric.autocast)
     with (
         Logbook(folder, done=done, is_writer=fabric.is_global_zero) as logbook,
         _progress(folder.name, done, settings.steps, visible=fabric.is_global_zero) as advance,
     ):
         for step, data in zip(steps, _loader(fabric, batches, steps, readers), strict=True):
+            statistics.before_step(step)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(settings, step)
             parts = terms(model, data, step)
@@ -135,14 +136,14 @@ def train(
             advance(values["loss"])
             finished = step + 1
             is_better = False
-            is_judged = validation is not None and finished % validation.every == 0
-            if plain and (is_judged or finished == settings.steps):
-                with fabric.autocast():
-                    settle_statistics(network, plain)
-            if validation and (is_judged or finished == settings.steps):
+            is_last = finished == settings.steps
+            is_judged = validation is not None and (finished % validation.every == 0 or is_last)
+            if is_judged or is_last:
+                statistics.before_use(finished)
+            if validation and is_judged:
                 before, best = best, _validate(fabric, network, validation, finished, best, folder, logbook)
                 is_better = best != before
-            if finished % settings.checkpoint_every == 0 or finished == settings.steps or is_better:
+            if finished % settings.checkpoint_every == 0 or is_last or is_better:
                 _save_checkpoint(fabric, folder, network, optimiser, finished, best)
     return network
 
@@ -211,7 +212,6 @@ def _validate(
     network.eval()
     with torch.inference_mode(), fabric.autocast():
         values = fabric.broadcast(validation.measure(network, finished, logbook))  # batch statistics differ
-    network.train()
     logbook.validation(finished - 1, values)
     rank = list(validation.rank(values))
     if finished < validation.first or (best and rank <= best):

@@ -62,6 +62,11 @@ def chosen_threshold(run: Run, dram: Callable[[Case], NDArray[np.floating[Any]]]
     return best_border(maps, PROBABILITY_BORDERS, otherwise=0.5)
 
 
+def dram_of_case(run: Run, case: Case) -> NDArray[np.float32]:
+    """The dRAM that the stage wrote, probability (z, y, x) on the scan's grid."""
+    return load_array(_dram_path(run.folder("pseudo"), case)).astype(np.float32)
+
+
 def _write_dram(run: Run, folder: Path, case: Case) -> None:
     fabric = make_fabric(run, run.config.regress.precision)
     network = trained_network(run).to(fabric.device)

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from algorithm.model import LOBE_WEIGHTS, sha256
 from algorithm.subtypes import VoteRules
 from training.ablate import ablate
 from training.ablate.rows import table_rows
 from training.cam import cam
 from training.complete import require_complete
-from training.export import export
+from training.export import export, lobes_of_model
 from training.lobes import lobes
 from training.prepare import prepare
 from training.pseudo import pseudo
@@ -42,10 +43,14 @@ class ExportInputs(Settings):
 
     export: ExportSettings
     subtypes: VoteRules
+    lobe_weights: str | None  # checksum of those to take over
 
 
 def _export_inputs(config: TrainingConfig) -> ExportInputs:
-    return ExportInputs(export=config.export, subtypes=config.subtypes)
+    directory = config.export.lobes_from
+    weights = directory / LOBE_WEIGHTS if directory else None
+    checksum = sha256(weights.read_bytes()) if weights and weights.is_file() else None
+    return ExportInputs(export=config.export, subtypes=config.subtypes, lobe_weights=checksum)
 
 
 PREPARE = Stage("prepare", "Check every scan; cache its lobe chunks and whole.", (), lambda c: c.prepare, prepare)
@@ -132,9 +137,11 @@ def run_all(run: Run, config: str, *, with_comparison: bool, lobe_data: Path | N
         0, or the exit code of the stage that failed.
 
     Raises:
-        InputError: before any work, what the stages would lack: all of the data's lacks together.
+        InputError: before any work, what the stages would lack: all of the data's lacks together; or the model whose
+            lobe network is to be taken over cannot be used.
     """
     require_complete(run.data, with_comparison=with_comparison)
+    lobes_of_model(run.config.export.lobes_from)
     if with_comparison:
         table_rows(run.config)  # refuses settings that leave nothing to compare
     for stage in STAGES:

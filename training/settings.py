@@ -36,6 +36,7 @@ class LoopSettings(Settings):
     learning_rate: float = Field(1e-4, gt=0, description="of the optimiser at the first step")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to zero over the steps")
     precision: Literal["32-true", "bf16-mixed"] = Field("bf16-mixed", description="arithmetic of the network")
+    settled: float = Field(0.2, ge=0, le=1, description="share of the steps from which batch norm's statistics stay")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from algorithm.errors import InputError
-from algorithm.model import load_model
+from algorithm.model import LOBE_WEIGHTS, load_model
 from algorithm.segmenter import LesionSegmenter
 from algorithm.subtypes import VoteRules
 from training.borders import MARGIN_BORDERS, PROBABILITY_BORDERS
@@ -108,6 +108,19 @@ def test_a_model_without_a_lobe_network_has_none_to_take_over(finished, tiny_con
     config = changed(tiny_config, "export", lobes_from=first.folder("export") / "model")
     with pytest.raises(InputError, match=r"lobes_from: .* has no lobe network"):
         execute(_without_lobes(finished, tmp_path / "second", config), STAGES[-1])
+    third = replace(finished, directory=tmp_path / "third", config=config)
+    with pytest.raises(InputError, match=r"lobes_from: .* has no lobe network"):
+        run_all(third, "smoke", with_comparison=False)
+    assert not third.directory.exists()
+
+
+def test_another_lobe_network_under_the_same_name_is_noticed(finished, tiny_config, tmp_path):
+    other = shutil.copytree(finished.folder("export") / "model", tmp_path / "other")
+    run = _without_lobes(finished, tmp_path / "run", changed(tiny_config, "export", lobes_from=other))
+    execute(run, STAGES[-1])
+    (other / LOBE_WEIGHTS).write_bytes(b"changed")
+    with pytest.raises(InputError, match=r"export: begun with other settings; .*lobe_weights: then"):
+        execute(run, STAGES[-1])
 
 
 def test_model_json_says_what_it_was_trained_on(finished):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 import training.cam
@@ -13,8 +16,10 @@ import training.segment
 import training.vessels
 from training.cases import read_cases
 from training.lobe_batches import lobe_batches, plain_batch, scored_lobes
+from training.loop import train
 from training.prepare import prepared
-from training.settling import BATCHES, settle_statistics
+from training.settings import LoopSettings
+from training.settling import BATCHES, Statistics, settle_statistics
 
 
 def test_statistics_are_the_mean_over_the_batches_and_nothing_else_changes():
@@ -36,6 +41,52 @@ def test_without_batch_norm_there_is_nothing_to_do():
         raise AssertionError("a pass that is of no use")
 
     settle_statistics(nn.InstanceNorm3d(2), fails)
+
+
+def test_settled_statistics_stay_in_training_and_the_weights_do_not():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2), nn.Dropout3d(0.5)).eval()
+    statistics = Statistics(network, lambda model, number: model(torch.randn(2, 1, 4, 4, 4)), 5, nullcontext)
+    statistics.before_step(6)
+    assert network.training and network[2].training
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network(torch.randn(2, 1, 4, 4, 4)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(weight.grad is not None for weight in network.parameters())
+    statistics.before_use(6)
+    assert torch.equal(network[1].running_mean, before["1.running_mean"])
+    statistics.before_step(4)
+    network(torch.randn(2, 1, 4, 4, 4))
+    assert not torch.equal(network[1].running_mean, before["1.running_mean"])
+
+
+class Level(nn.Module):
+    """Normalises an image and tells its mean: no batch of one image has any by its own statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.scale = nn.BatchNorm3d(1), nn.Parameter(torch.ones(()))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.norm(image).mean()
+
+
+@pytest.mark.parametrize(("settled", "is_learnt"), [(0.1, True), (1.0, False)])
+def test_a_batch_of_one_is_learnt_by_its_level_once_statistics_are_settled(tmp_path, settled, is_learnt):
+    torch.manual_seed(0)
+    levels = torch.linspace(0, 3, 200)[torch.randperm(200)]
+    images = levels.view(-1, 1, 1, 1, 1, 1) + 0.1 * torch.randn(200, 1, 1, 4, 4, 4)
+    settings = LoopSettings(steps=200, learning_rate=0.05, precision="32-true", settled=settled)
+    losses = []
+
+    def terms(model, image, step):
+        loss = (model(image) - levels[step]).square()
+        losses.append(float(loss.detach()))
+        return {"square": (1.0, loss)}
+
+    fabric = Fabric(accelerator="cpu", devices=1)
+    train(fabric, Level(), images, terms, settings, tmp_path, plain=lambda network, number: network(images[number]))
+    assert (np.mean(losses[-50:]) < 0.1) == is_learnt
 
 
 class Seen(nn.Module):

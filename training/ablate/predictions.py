@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from training.files import load_array
 from training.loop import make_fabric
 from training.otsu import otsu_threshold
 from training.prepare import PreparedCase, prepared
-from training.pseudo import chosen_threshold, scan_dram
+from training.pseudo import chosen_threshold, dram_of_case, scan_dram
 from training.regress import load_dram, train_dram
 from training.segment import Labels, lesion_border, scan_margin, trained_network
 from training.settings import RegressSettings
@@ -41,11 +42,12 @@ def make_predictor(run: Run, row: Row, folder: Path) -> Predictor:
         InputError: a stage that the row needs is not done.
     """
     if row.settings is not None:
-        return _dram(run, row.settings, folder)
+        return _dram_of_row(run, row.settings, folder)
     makers: dict[str, Callable[[Run], Predictor]] = {
         "threshold": _threshold,
         "cam-raw": _cam_raw,
         "cam-refinement": _cam_refined,
+        "dram-vessel-suppression": _dram_of_run,
         "dram-context": lambda run: _network(run, "pseudo"),
         "supervised": lambda run: _network(run, "reference"),
     }
@@ -114,12 +116,14 @@ def _cam_refined(run: Run) -> Predictor:
     return predict
 
 
-def _dram(run: Run, settings: RegressSettings, folder: Path) -> Predictor:
-    """The dRAM of the run's own network where the settings are the same, else of one trained in the row's folder."""
-    if settings == run.config.regress:
-        folder = run.folder("regress")
-    else:
-        train_dram(run, settings, folder)
+def _dram_of_run(run: Run) -> Predictor:
+    """The dRAM that the pseudo labels were made of, above their threshold."""
+    return _above(run, partial(dram_of_case, run), run.record("pseudo")["results"]["threshold"])
+
+
+def _dram_of_row(run: Run, settings: RegressSettings, folder: Path) -> Predictor:
+    """The dRAM of a network that is trained in the row's folder."""
+    train_dram(run, settings, folder)
     fabric = make_fabric(run, settings.precision)
     network = load_dram(settings, folder).to(fabric.device)
     size, scales = settings.chunk_size, run.config.pseudo.scales
@@ -128,10 +132,14 @@ def _dram(run: Run, settings: RegressSettings, folder: Path) -> Predictor:
         with fabric.autocast():
             return scan_dram(network, prepared(run, case), chunk_size=size, scales=scales, device=fabric.device)
 
-    threshold = np.float32(chosen_threshold(run, dram))
+    return _above(run, dram, chosen_threshold(run, dram))
+
+
+def _above(run: Run, dram: Callable[[Case], NDArray[np.float32]], threshold: float) -> Predictor:
+    """Where a dRAM is above a threshold."""
 
     def predict(case: Case, scan: Scan) -> NDArray[np.bool_]:
-        return on_ct_grid(Volume(dram(case) - threshold, prepared(run, case).geometry("scan")), scan)
+        return on_ct_grid(Volume(dram(case) - np.float32(threshold), prepared(run, case).geometry("scan")), scan)
 
     return predict
 

@@ -24,7 +24,7 @@ class Row:
         slug: its folder.
         name: in tables and figures; from ``dRAM raw`` on, what is added to the row before.
         needs: stages whose results it reads.
-        settings: of the regression network whose dRAM is the row; None for the rows that are something else.
+        settings: of the regression network that is trained for the row; None for rows that read what is there.
         is_weak: learnt from lobe scores alone; these rows are tested against the last of them, `CONTEXT`.
     """
 
@@ -47,6 +47,7 @@ def table_rows(config: TrainingConfig) -> list[Row]:
         Row("cam-raw", CAM_RAW, ("prepare", "cam")),
         Row("cam-refinement", CAM_REFINED, ("prepare", "cam", "vessels")),
         *_dram_rows(config.regress),
+        Row("dram-vessel-suppression", "+ vessel suppression", ("prepare", "pseudo")),
         Row("dram-context", CONTEXT, ("prepare", "segment")),
         Row("supervised", SUPERVISED, ("prepare", "segment-reference"), is_weak=False),
     ]
@@ -58,7 +59,7 @@ def compared_rows(rows: Sequence[Row]) -> list[str]:
 
 
 def _dram_rows(main: RegressSettings) -> list[Row]:
-    """Each row switches one more step of the method on; the steps' own settings are those of the run."""
+    """Each switches one more step of the method on; with the last one, vessel suppression, it is the run's own."""
     if not main.equivariance.weight and not main.entropy.weight:
         raise InputError(
             "settings regress: equivariance.weight and entropy.weight are 0, so row '+ regulariser' would add nothing; "
@@ -81,9 +82,5 @@ def _dram_rows(main: RegressSettings) -> list[Row]:
         ("dram-regulariser", "+ regulariser"): regularised,
         ("dram-refinement", "+ refinement"): refined,
         ("dram-attention", "+ attention"): refined.model_copy(update={"attention": True}),
-        ("dram-vessel-suppression", "+ vessel suppression"): main,
     }
-    return [
-        Row(slug, name, ("prepare", "regress") if settings == main else ("prepare",), settings)
-        for (slug, name), settings in variants.items()
-    ]
+    return [Row(slug, name, ("prepare",), settings) for (slug, name), settings in variants.items()]

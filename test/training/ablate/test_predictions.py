@@ -161,10 +161,14 @@ def test_a_dram_row_is_trained_in_its_folder(run, config, case, scan, trained, t
     assert iou(reference(scan), lesions) > 0.7  # cut at the threshold of 0.5
 
 
-def test_the_row_of_the_run_itself_is_not_trained_again(run, config, trained, tmp_path):
-    folder = done(run, "regress")
-    make_predictor(run, row(config, "dram-vessel-suppression"), tmp_path / "own")
-    assert trained == [("load", folder)]
+def test_the_row_of_the_run_itself_is_read_and_not_trained_again(run, config, case, scan, trained, tmp_path):
+    dram = 0.4 + 0.2 * on_scan_grid(reference(scan), run, case, scan)
+    stage = done(run, "pseudo")
+    (stage / "done.json").write_text(json.dumps({"results": {"threshold": 0.5}}))
+    np.save(stage / f"{case.name}_dram.npy", dram.astype(np.float16))
+    lesions = make_predictor(run, row(config, "dram-vessel-suppression"), tmp_path / "own")(case, scan)
+    assert iou(reference(scan), lesions) > 0.7
+    assert trained == []
 
 
 def test_the_threshold_is_the_one_of_the_pseudo_labels(run, config, case, scan, trained, tmp_path, monkeypatch):

@@ -46,7 +46,6 @@ def test_seven_weak_rows_are_compared_with_the_last_one():
         ("dram-regulariser", (MAIN.equivariance, MAIN.entropy, OFF, False, False)),
         ("dram-refinement", (MAIN.equivariance, MAIN.entropy, MAIN.refinement, False, False)),
         ("dram-attention", (MAIN.equivariance, MAIN.entropy, MAIN.refinement, True, False)),
-        ("dram-vessel-suppression", (MAIN.equivariance, MAIN.entropy, MAIN.refinement, True, True)),
     ],
 )
 def test_each_row_switches_one_step_on(slug, switches):
@@ -58,9 +57,10 @@ def test_each_row_switches_one_step_on(slug, switches):
     assert {name: getattr(settings, name) for name in unswitched} == unswitched
 
 
-def test_a_row_with_the_settings_of_the_run_reads_its_stage():
-    assert rows_of()["dram-vessel-suppression"].needs == ("prepare", "regress")
-    assert rows_of()["dram-attention"].needs == ("prepare",)
+def test_the_row_with_every_step_of_the_regression_reads_the_run_s_own():
+    row = rows_of()["dram-vessel-suppression"]
+    assert (row.needs, row.settings) == (("prepare", "pseudo"), None)
+    assert list(rows_of())[-4:] == ["dram-attention", row.slug, "dram-context", "supervised"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from training.ablate import ablate
 from training.cases import FILES
 from training.stages import Run
 
-STAGES = ("prepare", "vessels", "regress", "cam", "segment", "segment-reference", "subtypes")
+STAGES = ("prepare", "vessels", "pseudo", "cam", "segment", "segment-reference", "subtypes")
 SLUGS = [
     "threshold",
     "cam-raw",
