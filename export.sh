@@ -17,21 +17,23 @@ END
 
 compress() { if command -v pigz >/dev/null; then pigz --stdout; else gzip --stdout; fi; }
 
-# Write standard input to dist/, under its name only once it is complete.
-store() { # FILE
-  compress >"dist/.$1.partial"
-  mv "dist/.$1.partial" "dist/$1"
-  printf 'wrote dist/%s (%s)\n' "$1" "$(du -h "dist/$1" | cut -f1)"
+# Write what a command prints to dist/, under its name only once it is complete.
+store() { # FILE COMMAND...
+  local file=$1
+  shift
+  "$@" | compress >"dist/.$file.partial"
+  mv "dist/.$file.partial" "dist/$file"
+  printf 'wrote dist/%s (%s)\n' "$file" "$(du -h "dist/$file" | cut -f1)"
 }
 
 export_model() { # DIRECTORY
   [ -f "$1/model.json" ] || die "$1 is no model directory: it holds no model.json"
-  tar --create --directory "$1" --owner=0 --group=0 . | store "$model_file"
+  store "$model_file" tar --create --directory "$1" --owner=0 --group=0 .
 }
 
 export_image() { # IMAGE FILE
   "$engine" image inspect "$1" >/dev/null 2>&1 || die "there is no image $1: run ./build.sh first"
-  "$engine" save "$1" | store "$2"
+  store "$2" "$engine" save "$1"
 }
 
 upload_steps() {

@@ -89,7 +89,7 @@ def segment(
     """Segment one scan: lesions.mha, severity.json and overview.png, and lobes.mha where none are given."""
     _stop_orderly_on_sigterm()
     with _reported_errors():
-        with staged_outputs(output) as staging:
+        with staged_outputs(output, optional=("lobes.mha", "lesions.nii.gz")) as staging:
             volume, lobe_mask = read_case(ct, None if lobes == LUNGMASK else lobes)
             with _shown_progress() as progress:
                 segmenter = _load(model, device, memory_gb, precision, engine, lobes)

@@ -41,7 +41,7 @@ def find_cases(scans: Path, lobes: Path | None) -> list[BatchCase]:
         lobes: folder with a lobe mask of the same name for each case; None for those of the table.
 
     Raises:
-        InputError: there are no scans, a scan or mask is missing, or two have the same name.
+        InputError: there are no scans, a scan or mask is missing, two have the same name, or one is an .mhd.
     """
     if scans.suffix.lower() == ".csv":
         if lobes is not None:
@@ -56,20 +56,27 @@ def find_cases(scans: Path, lobes: Path | None) -> list[BatchCase]:
         if not case.name.isprintable() or case.name.startswith(".") or not case.name or set(case.name) & _BAD_IN_NAMES:
             raise InputError(f'got the case name {case.name!r}, expected one without / \\ : " and no dot in front')
         if case.ct.suffix.lower() == _DETACHED:
-            raise InputError(f"{case.ct}: got a header without its voxels, expected one file a scan; save it as .mha")
+            raise _without_voxels(case.ct)
     return sorted(cases, key=lambda case: case.name)
 
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file; of a folder, that of its files' sorted digests, whatever they are called."""
     if path.is_dir():
-        files = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        return hashlib.sha256("".join(sorted(map(sha256, files))).encode()).hexdigest()
+        return hashlib.sha256("".join(sorted(map(sha256, _files_in(path)))).encode()).hexdigest()
     digest = hashlib.sha256()
     with path.open("rb") as opened:
         while chunk := opened.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+
+
+def _without_voxels(header: Path) -> InputError:
+    return InputError(f"{header}: got a header without its voxels, expected one file a scan; save it as .mha")
 
 
 def _read_table(path: Path) -> list[BatchCase]:
@@ -96,8 +103,11 @@ def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
         raise InputError(f"{folder}: got no such folder, expected one with {', '.join(SUFFIXES)} files")
     files: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        suffix = next((s for s in SUFFIXES if s != _DETACHED and path.name.lower().endswith(s)), "")
-        if not (suffix and path.is_file()) and not (folders and path.is_dir()):
+        suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
+        if suffix == _DETACHED:
+            raise _without_voxels(path)
+        is_series = folders and path.is_dir() and bool(_files_in(path))
+        if not (suffix and path.is_file()) and not is_series:
             log.warning("%s: left alone", path)
             continue
         name = path.name[: -len(suffix)] if path.is_file() else path.name

@@ -131,7 +131,7 @@ def _require_one_ct_series(folder: Path, headers: Mapping[Path, Dataset]) -> Non
             raise InputError(f"{path}: got modality {header.get('Modality')}, expected CT")
         if "LOCALIZER" in header.get("ImageType", ()):
             raise InputError(f"{path}: got a localiser, expected axial slices; take it out of the folder")
-        if len(headers) > 1 and "NumberOfFrames" in header and header.NumberOfFrames > 1:
+        if len(headers) > 1 and int(header.get("NumberOfFrames") or 1) > 1:
             raise InputError(f"{path}: got one of several multi-frame files, expected one; put one in the folder")
 
 

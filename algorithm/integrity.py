@@ -1,8 +1,8 @@
 """What makes an image file unusable, as far as SimpleITK reads on in silence.
 
-SimpleITK fills what is missing at the end of a NIfTI file with zeros, gives NIfTI files without a spacing one of
-1 mm, reads "nan" in a MetaImage header as 0, and keeps half-decompressed voxels. Each of these is refused here, from
-the header and from one pass over the compressed bytes that keeps none of them.
+SimpleITK fills what is missing at the end of a NIfTI file with zeros, gives files without a spacing one of 1 mm, reads
+"nan" in a MetaImage header as 0, and keeps half-decompressed voxels. Each of these is refused here, from the header and
+from one pass over the compressed bytes that keeps none of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _NIFTI_HEADER_BYTES = 348
 _TEXT_HEADER_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 16
 _ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
-_METAIMAGE_NUMBERS = ("Offset", "Position", "Origin", "ElementSpacing", "TransformMatrix", "Rotation", "Orientation")
+_SPACING_FIELDS = ("ElementSpacing", "ElementSize")  # of a MetaImage
+_METAIMAGE_NUMBERS = ("Offset", "Position", "Origin", *_SPACING_FIELDS, "TransformMatrix", "Rotation", "Orientation")
 
 
 def require_sound_header(reader: sitk.ImageFileReader, path: Path) -> None:
@@ -95,7 +96,8 @@ def require_sound_metaimage(path: Path) -> None:
     """Check the header of a .mha or .mhd file before SimpleITK reads it, for what it takes in silence or crashes on.
 
     Raises:
-        InputError: the header names no data, its dimensions disagree, or a number in it is not finite.
+        InputError: the header names no data or states no spacing, its dimensions disagree, or a number in it is not
+            finite.
     """
     header = _MetaImageHeader.read(path)
     dimensions, sizes = header.fields.get("NDims", ""), header.fields.get("DimSize", "").split()
@@ -103,6 +105,8 @@ def require_sound_metaimage(path: Path) -> None:
         raise InputError(
             f"{path}: got NDims = {dimensions!r} and {len(sizes)} sizes, expected 3 of each; damaged header"
         )
+    if not header.fields.keys() & set(_SPACING_FIELDS):
+        raise _no_spacing(path, _SPACING_FIELDS[0])
     for key in _METAIMAGE_NUMBERS:
         if not all(_is_finite(word) for word in header.fields.get(key, "").split()):
             raise InputError(f"{path}: got {key} = {header.fields[key]!r}, expected finite numbers; correct the header")
@@ -160,19 +164,21 @@ class _MetaImageHeader(NamedTuple):
 
 
 def require_sound_nrrd(path: Path, voxel_bytes: int) -> None:
-    """Check the compressed voxels of a .nrrd file; SimpleITK itself refuses uncompressed ones that fall short.
+    """Check the spacing and the compressed voxels of a .nrrd file; SimpleITK refuses uncompressed ones that fall short.
 
     Args:
         path: the file, which SimpleITK takes for a NRRD.
         voxel_bytes: size of the voxels, uncompressed.
 
     Raises:
-        InputError: voxels are missing or damaged.
+        InputError: the spacing is not stated or not finite, or voxels are missing or damaged.
     """
     with path.open("rb") as file:
         head = file.read(_TEXT_HEADER_BYTES)
     end = re.search(rb"\r?\n\r?\n", head)
     fields = [line.replace(b" ", b"").lower() for line in head[: end.start() if end else None].splitlines()]
+    if not any(re.match(rb"spacedirections:|spacings:(?!.*nan)", field) for field in fields):
+        raise _no_spacing(path, "space directions")
     detached = any(field.startswith(b"datafile:") for field in fields)
     if end and not detached and (b"encoding:gzip" in fields or b"encoding:gz" in fields):
         _require_stream(path, end.end(), voxel_bytes)
@@ -283,6 +289,10 @@ def _spacing_error(path: Path, spacing: Iterable[float]) -> InputError:
         f"{path}: got spacing (x, y, z) {numbers(spacing)}, "
         f"expected {_SPACING_MM[0]:g} to {_SPACING_MM[1]:g} mm; correct the header"
     )
+
+
+def _no_spacing(path: Path, field: str) -> InputError:
+    return InputError(f"{path}: states no spacing, expected the field {field!r}; convert it from DICOM again")
 
 
 def _is_finite(word: str) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -81,8 +82,12 @@ def _write_labels(labels: Volume, path: Path) -> None:
 
 
 @contextmanager
-def staged_outputs(output_dir: Path) -> Iterator[Path]:
+def staged_outputs(output_dir: Path, *, optional: Sequence[str] = ()) -> Iterator[Path]:
     """A folder whose files move to the same places in the output folder at the end, where nothing failed.
+
+    Args:
+        output_dir: made if need be.
+        optional: files that not every run writes; those of an earlier run are taken away with its other results.
 
     Raises:
         InputError: the output folder cannot be made or written; this is found out before any work.
@@ -94,6 +99,8 @@ def staged_outputs(output_dir: Path) -> Iterator[Path]:
         raise InputError(f"{output_dir}: cannot be written ({error.strerror}), expected a writable folder") from error
     with staging as name:
         yield Path(name)
+        for left in set(optional) - set(os.listdir(name)):
+            (output_dir / left).unlink(missing_ok=True)
         _publish(Path(name), output_dir)
 
 

@@ -20,6 +20,10 @@ NAMES = {lobe.label: lobe.name for lobe in LOBES}
 _FACES = (("lower", "upper"), ("front", "back"), ("right", "left"))  # of a scan in LPS order, first and last index
 
 
+class NoLungsError(InputError):
+    """A scan in which no lungs were found."""
+
+
 def require_lungs(labels: Volume, ct: Volume) -> None:
     """Refuse a scan in which no lungs were found.
 
@@ -28,14 +32,14 @@ def require_lungs(labels: Volume, ct: Volume) -> None:
         ct: HU on the same grid.
 
     Raises:
-        InputError: less than 300 ml of lobes, or less than 100 ml of them with air in it.
+        NoLungsError: less than 300 ml of lobes, or less than 100 ml of them with air in it.
     """
     voxel_ml = ct.geometry.voxel_ml
     hu = ct.array[labels.array > 0]
     lung_ml = len(hu) * voxel_ml
     aerated_ml = float(((hu > AERATED_HU[0]) & (hu < AERATED_HU[1])).sum()) * voxel_ml
     if lung_ml < SMALLEST_LUNGS_ML or aerated_ml < SMALLEST_AERATED_ML:
-        raise InputError(
+        raise NoLungsError(
             f"no lungs were found: got {lung_ml:.0f} ml that look like lung, {aerated_ml:.0f} ml of them with air, "
             f"expected at least {SMALLEST_LUNGS_ML:.0f} and {SMALLEST_AERATED_ML:.0f} ml; give a chest CT, or a lobe "
             "mask with it"

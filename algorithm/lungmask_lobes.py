@@ -18,30 +18,41 @@ NAMES = {1: "lul", 2: "lll", 3: "rul", 4: "rml", 5: "rll"}
 LOBE_MODEL, LUNG_MODEL = "LTRCLobes", "R231"  # the second fills what the first leaves out
 
 
-def lungmask_lobes(ct: Volume) -> FoundLobes:
-    """Find lobes with lungmask's lobe model, filled up by its lung model.
+class Lungmask:
+    """Lungmask's lobe model, filled up by its lung model, on a device."""
 
-    Args:
-        ct: HU, (z, y, x), any orientation.
+    def __init__(self, device: torch.device) -> None:
+        """Load both.
 
-    Raises:
-        InputError: the package or its weights are not here, or there are no lungs.
-    """
-    try:
-        from lungmask.mask import MODEL_URLS, LMInferer
-    except ImportError as error:
-        raise InputError(
-            "--lobes lungmask: the package lungmask is not installed; run `pip install lungmask`, or leave --lobes "
-            "out to use the model's own lobe network"
-        ) from error
-    inferer = LMInferer(
-        modelpath=str(_weights(MODEL_URLS[LOBE_MODEL][0])),
-        fillmodel=LUNG_MODEL,
-        fillmodel_path=str(_weights(MODEL_URLS[LUNG_MODEL][0])),
-        tqdm_disable=True,
-    )
-    theirs = inferer.apply(ct.to_sitk())
-    return found_lobes(ct.with_array(renumbered(np.asarray(theirs))), ct, "lungmask", {})
+        Raises:
+            InputError: the package or its weights are not here.
+        """
+        try:
+            from lungmask.mask import MODEL_URLS, LMInferer
+        except ImportError as error:
+            raise InputError(
+                "--lobes lungmask: the package lungmask is not installed; run `pip install lungmask`, or leave --lobes "
+                "out to use the model's own lobe network"
+            ) from error
+        self._inferer = LMInferer(
+            modelpath=str(_weights(MODEL_URLS[LOBE_MODEL][0])),
+            fillmodel=LUNG_MODEL,
+            fillmodel_path=str(_weights(MODEL_URLS[LUNG_MODEL][0])),
+            force_cpu=device.type == "cpu",
+            tqdm_disable=True,
+        )
+
+    def segment(self, ct: Volume) -> FoundLobes:
+        """Find the lobes.
+
+        Args:
+            ct: HU, (z, y, x), any orientation.
+
+        Raises:
+            InputError: there are no lungs.
+        """
+        theirs = self._inferer.apply(ct.to_sitk())
+        return found_lobes(ct.with_array(renumbered(np.asarray(theirs))), ct, "lungmask", {})
 
 
 def renumbered(labels: NDArray[np.integer]) -> NDArray[np.uint8]:

@@ -100,13 +100,16 @@ def draw_slice(axes: Axes, parts: Parts, axis: int, index: int) -> None:
 
 
 def _informative_slices(parts: Parts, axis: int) -> list[int]:
-    """Slices in order: the middle of each quarter of the lungs, moved to that quarter's most affected slice."""
+    """Slices in order: the middle of each quarter of the lungs, moved to that quarter's most affected slice.
+
+    Lungs of fewer slices than quarters are shown in as many slices.
+    """
     others = tuple(a for a in range(3) if a != axis)
     lung = (parts.lobes > 0).sum(axis=others)
     lesion = (parts.labels > 0).sum(axis=others)
     occupied = np.flatnonzero(lung >= 0.25 * lung.max())
     chosen = []
-    for quarter in np.array_split(occupied, SLICES):
+    for quarter in np.array_split(occupied, min(SLICES, occupied.size)):
         middle = quarter[len(quarter) // 2]
         worst = quarter[np.argmax(lesion[quarter])]
         chosen.append(int(worst if lesion[worst] > 0 else middle))

@@ -13,7 +13,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,14 +120,15 @@ def segment_cases(
                 if writing is not None:
                     writing.result()  # no more than one case waits to be written
                 writing = writer.submit(_write, case, out / case.name, loaded, predicted, segmenter, draw, progress)
-    return progress.failures | write_table(out)
+    return progress.failures | write_table(out, without=progress.failures)
 
 
-def write_table(out: Path) -> dict[str, str]:
+def write_table(out: Path, *, without: Collection[str] = ()) -> dict[str, str]:
     """Write severity.csv of all cases in a folder, wherever they were computed.
 
     Args:
         out: has a folder with severity.json for each case.
+        without: cases that are left out: what lies there is of an earlier input.
 
     Returns:
         What is wrong with those that are left out, by case.
@@ -138,6 +139,8 @@ def write_table(out: Path) -> dict[str, str]:
     writer.writerow(COLUMNS)
     for path in sorted(out.glob(f"[!.]*/{SEVERITY_FILE}")):
         case = path.parent.name
+        if case in without:
+            continue
         try:
             severity = _Severity.model_validate_json(path.read_bytes())
         except ValidationError:
@@ -200,7 +203,7 @@ def _write(
         segmentation = segmenter.finish(loaded.prepared, predicted)
         for left in folder.glob(f"{STAGING_PREFIX}*"):
             shutil.rmtree(left)
-        with staged_outputs(folder) as staging:
+        with staged_outputs(folder, optional=(LOBES_FILE,)) as staging:
             write_labels(segmentation.labels, staging / LESIONS_FILE)
             report = segmentation.report.model_dump_json(indent=2)
             (staging / SEVERITY_FILE).write_text(report, encoding="utf-8")

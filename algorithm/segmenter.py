@@ -22,7 +22,7 @@ from algorithm.engine import Engine, Precision, choose_device, make_network
 from algorithm.images import Geometry, Volume
 from algorithm.job import MEMORY_GB
 from algorithm.lobe_segmenter import FoundLobes, LobeSegmenter, given_lobes
-from algorithm.lungmask_lobes import lungmask_lobes
+from algorithm.lungmask_lobes import Lungmask
 from algorithm.margin import lesion_margin
 from algorithm.model import Model, load_model
 from algorithm.orientation import from_canonical, to_canonical
@@ -177,13 +177,11 @@ class LesionSegmenter:
         Raises:
             InputError: there are no lungs, or the model or lungmask cannot be used.
         """
-        if self.lobes_by == "lungmask":
-            return lungmask_lobes(ct)
-        return self._lobe_segmenter.segment(ct)
+        return self._finder.segment(ct)
 
     @cached_property
-    def _lobe_segmenter(self) -> LobeSegmenter:
-        return LobeSegmenter(self.model, self.device)
+    def _finder(self) -> LobeSegmenter | Lungmask:
+        return Lungmask(self.device) if self.lobes_by == "lungmask" else LobeSegmenter(self.model, self.device)
 
     def segment(self, ct: Volume, lobes: Volume | None = None, *, progress: Progress | None = None) -> Segmentation:
         """Segment one scan.

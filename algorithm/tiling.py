@@ -192,7 +192,7 @@ def predict_scan(
 
 
 def _reference_arithmetic() -> AbstractContextManager[None]:
-    """On a GPU: float32 as it is, and the same result each time."""
+    """On a GPU, in a training whose own arithmetic is another: float32 as it is, and the same result each time."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,17 +69,17 @@ def run(
         if dry_run:
             if scans is None:
                 raise InputError("got --dry-run with --archive, of which nothing would be sent; expected --scans")
-            manifest.plan(find_cases(scans, lobes), out)
-            table, unusable = _sendings(manifest)
-            Console().print(table)
+            wanted = manifest.plan(find_cases(scans, lobes), out)
+            table, unusable = _sendings(manifest, wanted)
+            _show(table)
             if unusable:
-                raise InputError(f"{unusable} of {len(manifest.cases)} cases cannot be sent; see above")
+                raise InputError(f"{unusable} of {len(wanted)} cases cannot be sent; see above")
             return
         cases = find_cases(scans, lobes) if scans else []
         with _connect(platform) as connection, only_process(out):
             manifest = Manifest.load_or_new(out, platform=platform, algorithm=algorithm)
-            manifest.plan(connection.archive(archive) if archive else cases, out)
-            _complete(manifest, out, connection)
+            wanted = manifest.plan(connection.archive(archive) if archive else cases, out)
+            _complete(manifest, out, connection, wanted=wanted)
 
 
 @app.command()
@@ -87,20 +87,21 @@ def retry(
     out: OutOption,
     cases: Annotated[list[str] | None, typer.Argument(help="Cases that failed; default: all that did.")] = None,
 ) -> None:
-    """Start jobs that failed or were cancelled anew, which costs credits again; then go on like run."""
+    """Start jobs that failed or were cancelled anew, which costs credits again; wait, and fetch the outputs."""
     with _one_line_errors(), _connect(Manifest.load(out).platform) as connection, only_process(out):
         manifest = Manifest.load(out)
-        if not manifest.retry(cases or []):
+        wanted = manifest.retry(cases or [])
+        if not wanted:
             raise InputError(f"{out}: got no case whose job failed or was cancelled, expected at least one")
         manifest.forget_errors(out)
-        _complete(manifest, out, connection)
+        _complete(manifest, out, connection, wanted=wanted)
 
 
 @app.command()
 def status(out: OutOption) -> None:
     """Show what the manifest knows of each case; asks the platform nothing."""
     with _one_line_errors():
-        Console().print(_table(Manifest.load(out)))
+        _show(_table(Manifest.load(out)))
 
 
 @app.command()
@@ -111,8 +112,8 @@ def fetch(out: OutOption) -> None:
 
         manifest = Manifest.load(out)
         manifest.forget_errors(out)
-        Batch(connection, manifest, out).refresh()
-        Console().print(_table(manifest))
+        Batch(connection, manifest, out, wanted=()).refresh()
+        _show(_table(manifest))
         _finish(manifest, out, complete=False)
 
 
@@ -134,13 +135,13 @@ def _connect(url: str) -> Connection:
     return Connection(url)
 
 
-def _complete(manifest: Manifest, out: Path, connection: Connection) -> None:
+def _complete(manifest: Manifest, out: Path, connection: Connection, *, wanted: Collection[str]) -> None:
     from batch.jobs import Batch
 
     try:
-        Batch(connection, manifest, out).run()
+        Batch(connection, manifest, out, wanted=wanted).run()
     finally:
-        Console().print(_table(manifest))
+        _show(_table(manifest))
     _finish(manifest, out, complete=True)
 
 
@@ -169,14 +170,19 @@ def _table(manifest: Manifest) -> Table:
     return table
 
 
-def _sendings(manifest: Manifest) -> tuple[Table, int]:
+def _show(table: Table) -> None:
+    """Print a table, its texts as they are: names and messages may hold what rich would take for markup."""
+    Console(markup=False, emoji=False).print(table)
+
+
+def _sendings(manifest: Manifest, wanted: Collection[str]) -> tuple[Table, int]:
     """What would be sent: each file after conversion, with its size, or why it cannot be; and how many cannot be."""
     unusable = 0
     table = Table(
         "case", "status", "socket", "file sent", "MB", "error", title=f"{manifest.algorithm}: nothing is sent"
     )
     for name, record in sorted(manifest.cases.items()):
-        if not record.is_to_start:
+        if name not in wanted or not record.is_to_start:
             table.add_row(name, record.status, "", "", "", "")
             continue
         try:

@@ -14,6 +14,8 @@ from batch.errors import InputError
 SCAN_SLUG = "ct-image"
 LOBES_SLUG = "pulmonary-lobes"
 SUFFIXES = (".mha", ".nii.gz", ".nii")
+OTHER_SUFFIXES = (".mhd", ".nrrd", ".nhdr", ".hdr", ".dcm")
+"""Of images that cannot be sent: voxels in another file, no check for whether they are whole, single slices."""
 LONGEST_NAME = 80  # the platform takes file names of 128 characters
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ def find_cases(scans: Path, lobes: Path | None) -> list[Case]:
         lobes: folder with a lobe mask for each case, and maybe for others; None for none, or for those of the table.
 
     Raises:
-        InputError: there are no scans, or a scan or mask is missing, or two have the same name.
+        InputError: there are no scans, a scan or mask is missing, two have the same name, or a file is an image that
+            cannot be sent.
     """
     if scans.suffix.lower() == ".csv":
         if lobes is not None:
@@ -122,8 +125,14 @@ def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
             raise InputError(f"{folder}: got {files[name].name} and {path.name}, expected one file a case")
         else:
             files[name] = path
+    wanted = f"{', '.join(SUFFIXES)} files" + (" or DICOM folders" if folders else "")
+    unusable = [name for name in others if name.lower().endswith(OTHER_SUFFIXES)]
+    if unusable:
+        raise InputError(
+            f"{folder}: got {len(unusable)} files in formats that cannot be sent ({shortened(unusable)}), expected "
+            f"{wanted}; save them so, or take them out"
+        )
     if not files:
-        wanted = f"{', '.join(SUFFIXES)} files" + (" or DICOM folders" if folders else "")
         raise InputError(f"{folder}: got nothing to use, expected {wanted}")
     if others:
         log.warning("%s: left alone: %s", folder, shortened(others))

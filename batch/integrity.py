@@ -59,7 +59,7 @@ def _require_bytes(path: Path, got: int, expected: int) -> None:
 
 
 def _metaimage_bytes(content: bytes) -> tuple[int, int]:
-    """How many bytes of voxels a .mha has, and how many it should have."""
+    """How many bytes of voxels a .mha has, and how many it should have; what follows the voxels does not count."""
     end = re.search(rb"^ElementDataFile\s*=\s*LOCAL\s*?\n", content, flags=re.MULTILINE)
     header = content[: end.start()].decode("latin-1") if end else ""
     fields = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", header, flags=re.MULTILINE))
@@ -76,7 +76,7 @@ def _metaimage_bytes(content: bytes) -> tuple[int, int]:
         except zlib.error:
             return 0, expected
         return (got if stream.eof else min(got, expected - 1)), expected
-    return len(voxels), expected
+    return min(len(voxels), expected), expected
 
 
 def _require_whole_nifti(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,6 +46,7 @@ class Batch:
         manifest: Manifest,
         folder: Path,
         *,
+        wanted: Collection[str],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Take up a batch where its manifest stands.
@@ -54,17 +55,19 @@ class Batch:
             connection: to the manifest's platform.
             manifest: of the folder.
             folder: gets a folder for each case.
+            wanted: the cases that may be sent; of others, jobs that were asked for before are found and followed.
             sleep: waits for so many seconds.
         """
         self.connection = connection
         self.manifest = manifest
         self.folder = folder
+        self._wanted = frozenset(wanted)
         self._sleep = sleep
         self._failures: Counter[tuple[str, str]] = Counter()  # of a case's step, since it last got further
         self._own_uploads: set[str] = set()  # cases of whose uploads nothing is left by an earlier try
 
     def run(self) -> None:
-        """Start every case that has no job as room permits, wait for all jobs and fetch their outputs.
+        """Start every wanted case that has no job as room permits, wait for all jobs and fetch their outputs.
 
         What goes wrong with a case is written to its record. Nothing is uploaded while 16 jobs are active. The time
         between two rounds of questions grows from 10 to 120 s while nothing happens.
@@ -74,8 +77,9 @@ class Batch:
                 holds all that was reached.
             TokenRefusedError: the platform does not take the token.
         """
-        pending = [name for name, record in self.manifest.cases.items() if record.is_to_start]
-        algorithm = self._check_algorithm(pending) if pending else None
+        to_start = {name: record for name, record in self.manifest.cases.items() if record.is_to_start}
+        pending = [name for name, record in to_start.items() if name in self._wanted or record.status == STARTING]
+        algorithm = self._check_algorithm(self._wanted.intersection(pending)) if pending else None
         self.manifest.save(self.folder)
         delay_s, idle_rounds = FIRST_DELAY_S, 0
         while True:
@@ -125,7 +129,7 @@ class Batch:
             cure = "; take the slug from its web address" if error.status_code == 404 else ""
             raise InputError(f"algorithm {slug}: {error}{cure}") from error
         wanted = " or ".join("{" + ", ".join(sorted(inputs)) + "}" for inputs in algorithm.interfaces) or "nothing"
-        for name in names:
+        for name in sorted(names):
             got = frozenset(self.manifest.cases[name].inputs)
             if got not in algorithm.interfaces:
                 hint = "; give --lobes" if got | {LOBES_SLUG} in algorithm.interfaces else ""
@@ -182,6 +186,9 @@ class Batch:
         """Take a case from wherever it stands to a job."""
         if record.status == STARTING and self._adopt_job(algorithm, name, record):
             return
+        if name not in self._wanted:
+            record.status = UPLOADING  # no job was started
+            raise InputError("it has no job and is not among the cases of this call; run again with it or without it")
         if (self.folder / name).exists():
             raise InputError(f"{self.folder / name} is there already; move it away, then run again")
         if name not in self._own_uploads and not all(map(self.connection.has_upload, record.uploads.values())):
@@ -227,6 +234,8 @@ class Batch:
         """Upload what is not uploaded yet, under names that hold nothing but the case's name and the attempt."""
         with TemporaryDirectory(dir=self.folder, prefix=TEMPORARY) as temporary:
             converted = convert(record.files, Path(temporary))
+            if record.current_inputs() != record.inputs:
+                raise InputError("its files have changed since this command began; run again")
             for slug in sorted(record.files.keys() - record.uploads.keys()):
                 upload_name = f"{name}_{record.attempt}_{slug}.mha"
                 left = None if name in self._own_uploads else self.connection.find_upload(upload_name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from batch.cases import Case, shortened
+from batch.cases import Case, sha256, shortened
 from batch.errors import InputError
 from batch.results import CASE_FILE, finished_here, write_whole
 
@@ -30,6 +31,8 @@ TEMPORARY = ".partial-"
 """Folders whose names begin so belong to the running command; what a killed one left is removed."""
 
 _NOT_STARTED = (PENDING, UPLOADING, STARTING)
+
+log = logging.getLogger(__name__)
 
 
 class CaseRecord(BaseModel):
@@ -86,6 +89,10 @@ class CaseRecord(BaseModel):
     def images(self) -> dict[str, str]:
         """Addresses of the inputs that lie on the platform already, by slug."""
         return {slug: url for slug, url in self.inputs.items() if slug not in self.files}
+
+    def current_inputs(self) -> dict[str, str]:
+        """What `inputs` would be if the files were taken up now."""
+        return {slug: sha256(path) for slug, path in self.files.items()} | self.images
 
     def begin(self) -> None:
         """Give the uploads to come a name of their own."""
@@ -150,36 +157,53 @@ class Manifest(BaseModel):
         """Write the manifest whole or not at all."""
         write_whole(folder / FILE_NAME, f"{self.model_dump_json(indent=2)}\n".encode())
 
-    def plan(self, cases: Iterable[Case], folder: Path) -> None:
+    def plan(self, cases: Collection[Case], folder: Path) -> list[str]:
         """Take up new cases and those computed here, and make ready to try again what could not be sent or fetched.
+
+        Other cases are dropped where no job was asked for, so that nothing is sent of what was taken out or renamed.
 
         Args:
             cases: the cases to run.
             folder: the output folder.
 
+        Returns:
+            Their names.
+
         Raises:
-            InputError: an input is not the one that its job was started with.
+            InputError: an input is not the one of a job that succeeded or may be running.
         """
-        changed = []
-        for case in cases:
-            inputs = case.identity()
-            fresh = CaseRecord(files={slug: path.resolve() for slug, path in case.files.items()}, inputs=inputs)
-            record = self.cases.setdefault(case.name, fresh)
-            if record.inputs == inputs:
-                record.files = fresh.files
-            elif record.status in (PENDING, UPLOADING, HERE):
-                record = self.cases[case.name] = fresh
-            else:
-                changed.append(case.name)
-            if record.status in (PENDING, HERE):
-                record.outputs = finished_here(folder / case.name, inputs)
-                record.status = PENDING if record.outputs is None else HERE
+        names = [case.name for case in cases]
+        changed = [case.name for case in cases if not self._take_up(case, folder)]
         if changed:
             raise InputError(
                 f"got other input files than those of {len(changed)} earlier jobs ({shortened(changed)}), "
                 "expected the same; choose another --out"
             )
+        others = sorted(self.cases.keys() - set(names))
+        dropped = [name for name in others if self.cases[name].status in (PENDING, UPLOADING)]
+        for name in dropped:
+            del self.cases[name]
+        if dropped:
+            log.warning("dropped, for they are no longer among the cases and have no job: %s", ", ".join(dropped))
         self.forget_errors(folder)
+        return names
+
+    def _take_up(self, case: Case, folder: Path) -> bool:
+        """Bring the record of a case in line with its inputs; False where a job has, or may have, taken others."""
+        inputs = case.identity()
+        fresh = CaseRecord(files={slug: path.resolve() for slug, path in case.files.items()}, inputs=inputs)
+        record = self.cases.setdefault(case.name, fresh)
+        if record.inputs == inputs or record.is_unsuccessful:
+            record.files, record.inputs = fresh.files, inputs
+        elif record.status in (PENDING, UPLOADING, HERE):
+            fresh.earlier_jobs = record.earlier_jobs
+            record = self.cases[case.name] = fresh
+        else:
+            return False
+        if record.status in (PENDING, HERE):
+            record.outputs = finished_here(folder / case.name, inputs)
+            record.status = PENDING if record.outputs is None else HERE
+        return True
 
     def forget_errors(self, folder: Path) -> None:
         """Let what could not be sent or fetched be tried again, and fetched results that are gone be fetched again."""
@@ -190,7 +214,7 @@ class Manifest(BaseModel):
                 record.outputs = None
 
     def retry(self, names: Iterable[str]) -> list[str]:
-        """Begin cases anew whose job ended without success. Each costs the platform's credits again.
+        """Begin cases anew, with their files as they are now, whose job ended without success; costs credits again.
 
         Args:
             names: the cases; none for all that ended so.
@@ -199,7 +223,7 @@ class Manifest(BaseModel):
             The names of those begun anew.
 
         Raises:
-            InputError: a case is unknown or did not end so.
+            InputError: a case is unknown or did not end so, or a file of it cannot be read.
         """
         unsuccessful = {name for name, record in self.cases.items() if record.is_unsuccessful}
         chosen = set(names) or unsuccessful
@@ -208,11 +232,18 @@ class Manifest(BaseModel):
                 f"{shortened(chosen - unsuccessful)}: got cases that did not fail, expected some of those that did "
                 f"({shortened(unsuccessful) or 'none'})"
             )
-        for name in chosen:
+        try:
+            inputs = {name: self.cases[name].current_inputs() for name in sorted(chosen)}
+        except OSError as error:
+            raise InputError(
+                f"{error.filename}: cannot be read ({error.strerror}), expected an input of a case to retry; put it "
+                "back, or name other cases"
+            ) from error
+        for name in inputs:
             record = self.cases[name]
             jobs = [*record.earlier_jobs, record.job] if record.job else record.earlier_jobs
-            self.cases[name] = CaseRecord(files=record.files, inputs=record.inputs, earlier_jobs=jobs)
-        return sorted(chosen)
+            self.cases[name] = CaseRecord(files=record.files, inputs=inputs[name], earlier_jobs=jobs)
+        return list(inputs)
 
     def jobs(self) -> set[str]:
         """The pk of every job of every case."""

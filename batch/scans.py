@@ -26,6 +26,9 @@ from batch.integrity import require_whole
 HIGHEST_LABEL = 5
 _AIR_HU = (-1024, -500)
 _SAME_MM = 1e-3
+_SAME_ORIGIN_VOXELS = 1e-2
+_SAME_SPACING_MM = 1e-4
+_SAME_DIRECTION = 1e-4
 _UNEVEN_STEP = 0.15
 _IMAGE_IO = {".mha": "MetaImageIO", ".gz": "NiftiImageIO", ".nii": "NiftiImageIO"}
 _TAGS = (
@@ -101,30 +104,37 @@ def _require_ct(image: sitk.Image, path: Path) -> None:
 
 
 def _as_labels(image: sitk.Image, scan: sitk.Image | None, path: Path) -> sitk.Image:
-    """The mask as uint8."""
-    if scan is not None and not _on_one_grid(image, scan):
-        raise InputError(
-            f"{path}: got a mask of size {image.GetSize()}, spacing {image.GetSpacing()} and origin "
-            f"{image.GetOrigin()}, expected the grid of its CT: {scan.GetSize()}, {scan.GetSpacing()}, "
-            f"{scan.GetOrigin()}; resample it to the CT with nearest neighbour"
-        )
-    unknown = sorted(set(np.unique(sitk.GetArrayViewFromImage(image)).tolist()) - set(range(HIGHEST_LABEL + 1)))
+    """The mask as uint8, with the geometry of its CT."""
+    if scan is not None:
+        _require_same_grid(image, scan, path)
+    present = np.unique(sitk.GetArrayViewFromImage(image)).tolist()
+    unknown = sorted(set(present) - set(range(HIGHEST_LABEL + 1)))
     if unknown:
         shown = ", ".join(f"{value:g}" for value in unknown[:5])
         raise InputError(f"{path}: got the labels {shown}, expected a lobe mask with 0 to {HIGHEST_LABEL}")
+    if present == [0]:
+        raise InputError(f"{path}: got an empty mask, expected the lobes 1 to {HIGHEST_LABEL}; make it anew")
     labels: sitk.Image = sitk.Cast(image, sitk.sitkUInt8)
+    if scan is not None:
+        labels.CopyInformation(scan)
     return labels
 
 
-def _on_one_grid(image: sitk.Image, other: sitk.Image) -> bool:
-    pairs = (
-        (image.GetSpacing(), other.GetSpacing()),
-        (image.GetOrigin(), other.GetOrigin()),
-        (image.GetDirection(), other.GetDirection()),
+def _require_same_grid(image: sitk.Image, scan: sitk.Image, path: Path) -> None:
+    """Refuse what the algorithm would refuse, with its tolerances."""
+    origin_mm = _SAME_ORIGIN_VOXELS * min(scan.GetSpacing())
+    properties = (
+        ("size", image.GetSize(), scan.GetSize(), 0.0),
+        ("spacing", image.GetSpacing(), scan.GetSpacing(), _SAME_SPACING_MM),
+        ("origin", image.GetOrigin(), scan.GetOrigin(), origin_mm),
+        ("direction", image.GetDirection(), scan.GetDirection(), _SAME_DIRECTION),
     )
-    return image.GetSize() == other.GetSize() and all(
-        np.allclose(ours, theirs, rtol=0.0, atol=_SAME_MM) for ours, theirs in pairs
-    )
+    for name, got, expected, tolerance in properties:
+        if not np.allclose(got, expected, rtol=0.0, atol=tolerance):
+            raise InputError(
+                f"{path}: got a mask of {name} {got}, expected the grid of its CT, of {name} {expected}; resample it "
+                "to the CT with nearest neighbour"
+            )
 
 
 @dataclass(frozen=True)

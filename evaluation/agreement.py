@@ -88,7 +88,7 @@ def score_table(reference_scores: ArrayLike, predicted_scores: ArrayLike) -> NDA
     return np.bincount(cells, minlength=CATEGORIES**2).reshape(CATEGORIES, CATEGORIES).astype(np.int64)
 
 
-def kappa_of_tables(tables: NDArray[np.integer]) -> NDArray[np.float64]:
+def kappa_of_tables(tables: NDArray[np.integer | np.floating]) -> NDArray[np.float64]:
     """Linearly weighted kappa of many tables of scores at once.
 
     Args:

@@ -61,8 +61,10 @@ def kappa_interval(tables: NDArray[np.integer], *, seed: int) -> Interval:
     units = len(tables)
     if units < 2:
         return NO_INTERVAL
-    draws = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=RESAMPLES)
-    kappas = kappa_of_tables((draws @ tables.reshape(units, -1)).reshape(-1, CATEGORIES, CATEGORIES))
+    kinds, counts = np.unique(tables.reshape(units, -1), axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(units, counts / units, size=RESAMPLES)
+    sums = draws.astype(np.float64) @ kinds.astype(np.float64)
+    kappas = kappa_of_tables(sums.reshape(-1, CATEGORIES, CATEGORIES))
     defined = kappas[np.isfinite(kappas)]
     if defined.size < _LEAST_DEFINED * RESAMPLES:
         return NO_INTERVAL

@@ -121,14 +121,13 @@ def find_masks(name: str, directory: Path, cases: Mapping[str, ReferenceCase]) -
         cases: the reference.
 
     Raises:
-        InputError: the folder holds no case at all, lacks one, or holds two masks of one.
+        InputError: the folder holds no case at all, lacks one, or holds two masks of one: the one file and the folder,
+            for a folder's lesions.mha goes before the same in another format.
     """
     found = {
         case: [
-            path
-            for suffix in MASK_SUFFIXES
-            for path in (directory / f"{case}{suffix}", directory / case / f"lesions{suffix}")
-            if path.is_file()
+            *(path for suffix in MASK_SUFFIXES if (path := directory / f"{case}{suffix}").is_file()),
+            *[path for suffix in MASK_SUFFIXES if (path := directory / case / f"lesions{suffix}").is_file()][:1],
         ]
         for case in cases
     }

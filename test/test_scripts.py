@@ -82,6 +82,18 @@ def test_the_model_tarball_unpacks_in_place_even_without_an_engine(checkout: Pat
         assert {Path(name).as_posix() for name in tar.getnames()} == {".", "model.json", "lesion.safetensors"}
 
 
+def test_an_image_that_was_not_saved_whole_is_not_there(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "algorithm" / "model").mkdir()
+    (checkout / "algorithm" / "model" / "model.json").write_text("{}")
+    engine = checkout / "engine"
+    engine.write_text('#!/bin/sh\n[ "$1" != save ] || { echo half; exit 1; }\n')
+    engine.chmod(0o755)
+    result = run_script("export.sh", root=checkout, engine=str(engine))
+    assert result.returncode != 0
+    assert [path.name for path in (checkout / "dist").iterdir() if "_model_" not in path.name][0].endswith(".partial")
+    assert "invoke.tar.gz" not in result.stdout
+
+
 def test_a_folder_without_a_model_is_not_packed(checkout: Path) -> None:
     result = run_script("export.sh", root=checkout)
     assert result.returncode == 1

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from algorithm.severity import SCORE_INTERVALS
-from training.losses import interval_loss, intervals_of
+from evaluation.agreement import scores_from_percentages
 
 Map = tuple[NDArray[np.floating[Any]], NDArray[np.uint8], Mapping[int, int]]
 """Values of a scan (z, y, x), its lobe labels, and the scores by label of the lobes that have one."""
@@ -20,15 +18,17 @@ MARGIN_BORDERS = tuple(round(0.05 * k, 2) for k in range(-18, 19))
 
 
 def best_border(maps: Iterable[Map], borders: tuple[float, ...], otherwise: float) -> float:
-    """The border with the least mean interval loss (Eq. 1, unweighted) of the shares above it.
+    """The border above which the shares of lobes, as scores, differ least from the given scores.
 
     The mean that the dRAM learns by is one of probabilities; what is above a fixed border is another share, and on the
-    whole a smaller one. Scores are all that this takes, so it is as weak a supervision as the rest.
+    whole a smaller one. Scores are all that this takes, so it is as weak a supervision as the rest. What counts is the
+    mean absolute difference, as in linearly weighted kappa: Eq. 1 is nearly blind to lesion in lobes that have none,
+    and would rather fill them than leave a severe one half empty.
 
     Args:
         maps: of validation cases, read one after another.
-        borders: to choose from; of equally good ones the first.
-        otherwise: what to take where no lobe has a score.
+        borders: to choose from.
+        otherwise: what to take where no lobe has a score; of equally good borders, the nearest to it is taken.
     """
     shares, scores = [], []
     for values, lobes, scores_by_label in maps:
@@ -39,6 +39,7 @@ def best_border(maps: Iterable[Map], borders: tuple[float, ...], otherwise: floa
                 scores.append(score)
     if not scores:
         return otherwise
-    lower, upper = (ends[:, None] for ends in intervals_of(scores, SCORE_INTERVALS))
-    losses = interval_loss(torch.tensor(shares), lower, upper).mean(dim=0)
-    return borders[int(losses.argmin())]
+    found = scores_from_percentages(100 * np.array(shares))  # (lobes, borders)
+    differences = np.abs(found - np.array(scores)[:, None]).sum(axis=0)
+    best = [border for border, difference in zip(borders, differences, strict=True) if difference == differences.min()]
+    return min(best, key=lambda border: abs(border - otherwise))

@@ -22,7 +22,7 @@ from algorithm.network import PERIOD, UNet3D, require_legal_size
 from training.cases import Case, of_split, read_cases
 from training.chunks import resize_chunk
 from training.files import save_array
-from training.lobe_batches import LobeItem, ScoredLobe, augmented_batch, lobe_batches, plain_pass, scored_lobes
+from training.lobe_batches import LobeItem, ScoredLobe, augmented_batch, lobe_batches, plain_passes, scored_lobes
 from training.loop import Terms, load_trained, make_fabric, train
 from training.otsu import otsu_threshold
 from training.parallel import console
@@ -96,7 +96,7 @@ def cam(run: Run, folder: Path) -> dict[str, Any]:
         return {"cross_entropy": (1.0, functional.cross_entropy(logits, classes))}
 
     batches = lobe_batches(lobes, size=settings.batch, seed=seed)
-    plain = plain_pass(batches, size=settings.chunk_size, device=fabric.device)
+    plain = plain_passes(batches, size=settings.chunk_size, device=fabric.device, settled=settings.settled)
     untrained = CamNetwork(width=settings.width)
     train(fabric, untrained, batches, terms, settings, folder, plain=plain, readers=run.workers.count)
     network = load_trained(CamNetwork(width=settings.width), folder).to(fabric.device)
@@ -105,11 +105,6 @@ def cam(run: Run, folder: Path) -> dict[str, Any]:
         _write_maps(network, run, mapped[fabric.global_rank :: fabric.world_size], folder, fabric.device)
     fabric.barrier()
     return {"lobes": len(lobes), "diseased_lobes": diseased, "maps": len(mapped)}
-
-
-def trained_cam(run: Run) -> nn.Module:
-    """The classifier of a finished stage, in evaluation mode on the CPU."""
-    return load_trained(CamNetwork(width=run.config.cam.width), run.folder("cam"))
 
 
 def scan_cam(

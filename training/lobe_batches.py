@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -18,6 +17,7 @@ from training.batches import Batches
 from training.cases import Case
 from training.chunks import resize
 from training.prepare import PreparedCase, prepared
+from training.settling import PlainPasses
 from training.stages import Run
 from training.vessels import chunk_vessels
 
@@ -156,16 +156,16 @@ def plain_batch(items: list[LobeItem], *, size: int, device: torch.device) -> Lo
     return _stacked([[chunks[0], *chunks] for chunks in parts], items)
 
 
-def plain_pass(
-    batches: Batches[ScoredLobe, LobeItem], *, size: int, device: torch.device
-) -> Callable[[nn.Module, int], object]:
-    """Passes a batch, given its number, through a network of image and mask without augmentation."""
+def plain_passes(
+    batches: Batches[ScoredLobe, LobeItem], *, size: int, device: torch.device, settled: float
+) -> PlainPasses:
+    """Batches without augmentation for a network of image and mask."""
 
-    def plain(model: nn.Module, number: int) -> object:
+    def through(model: nn.Module, number: int) -> object:
         batch = plain_batch(batches[number], size=size, device=device)
         return model(batch.image, batch.mask)
 
-    return plain
+    return PlainPasses(through, settled)
 
 
 def _resized(item: LobeItem, size: int, device: torch.device, jitter: float) -> list[Tensor]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.progress import track
 
 from algorithm.errors import InputError
 from algorithm.images import Volume
+from algorithm.lobe_checks import NoLungsError
 from algorithm.lobe_job import draw_lobes
 from algorithm.lobes import LOBES
 from algorithm.segmenter import LesionSegmenter
@@ -38,15 +40,14 @@ def compare_lobes(
         with_lesions: whether to segment lesions as well, once in the found lobes and once in the given ones.
 
     Returns:
-        What lobes.csv holds: Dice of ``lungs`` and of each lobe by its key, NaN where the case has no such lobe;
-        ``warnings``; and, with lesions, the percentages <key>_percent_given and <key>_percent_found.
+        What lobes.csv holds: Dice of ``lungs`` and of each lobe by its key, NaN where the case has no such lobe, 0
+        where the model refuses the scan; ``warnings``, and in ``refused`` why it is; and, with lesions, the percentages
+        <key>_percent_given and <key>_percent_found.
 
     Raises:
-        InputError: no case is in the split, or a scan cannot be used.
+        InputError: no case is in the split, the model finds no lobes, or a scan cannot be used.
     """
-    cases = of_split(read_table(data), split)
-    if not cases:
-        raise InputError(f"{data}: got no case with split {split}, expected some to measure on")
+    cases = cases_to_measure_on(data, split)
     out.mkdir(parents=True, exist_ok=True)
     rows = [_measured(segmenter, case, out, with_lesions) for case in track(cases, "lobes", console=console)]
     table = pd.DataFrame(rows)
@@ -57,9 +58,28 @@ def compare_lobes(
     return table
 
 
+def cases_to_measure_on(data: Path, split: Split) -> list[Case]:
+    """The cases of a split.
+
+    Raises:
+        InputError: there is none, or the table cannot be used.
+    """
+    cases = of_split(read_table(data), split)
+    if not cases:
+        raise InputError(f"{data}: got no case with split {split}, expected some to measure on")
+    return cases
+
+
 def _measured(segmenter: LesionSegmenter, case: Case, out: Path, with_lesions: bool) -> dict[str, object]:
-    scan = read_scan(case)
-    found = segmenter.find_lobes(scan.ct)
+    try:
+        scan = read_scan(case)
+    except InputError as error:
+        raise InputError(f"case {case.name}: {error}") from error
+    try:
+        found = segmenter.find_lobes(scan.ct)
+    except NoLungsError as error:
+        nothing = scan.lobes.with_array(np.zeros_like(scan.lobes.array))
+        return {"case": case.name, **lobe_dices(scan.lobes, nothing), "warnings": "", "refused": str(error)}
     draw_lobes(scan.ct, found.labels, out / f"{case.name}.png")
     row: dict[str, object] = {"case": case.name, **lobe_dices(scan.lobes, found.labels)}
     if with_lesions:
@@ -68,7 +88,7 @@ def _measured(segmenter: LesionSegmenter, case: Case, out: Path, with_lesions: b
             row |= {
                 f"{lobe.key}_percent_{name}": entry.percent for lobe, entry in zip(LOBES, report.lobes, strict=True)
             }
-    return row | {"warnings": "; ".join(found.warnings)}
+    return row | {"warnings": "; ".join(found.warnings), "refused": ""}
 
 
 def lobe_dices(reference: Volume, found: Volume) -> dict[str, float]:
@@ -88,4 +108,6 @@ def _summary(table: pd.DataFrame) -> str:
         if f"{name}_percent_found" in table:
             change = f"{(table[f'{name}_percent_found'] - table[f'{name}_percent_given']).abs().mean():.2f}"
         lines.append(f"| {name} | {len(dices)} | {dices.mean():.4f} | {dices.min():.4f} | {change} |")
-    return "\n".join(lines) + "\n"
+    refused = table[table["refused"] != ""]
+    notes = [f"\nRefused, and counted as Dice 0: {row['case']}: {row['refused']}" for _, row in refused.iterrows()]
+    return "\n".join(lines + notes) + "\n"

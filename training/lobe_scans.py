@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from algorithm.lobe_input import lobe_network_input
 from algorithm.preprocess import bounding_box, resample
 from training.appearance import randomise
 from training.cases import Case, read_scan
-from training.files import load_array, save_array, whole_folder
+from training.files import load_array, read_json, save_array, whole_folder, write_json
+from training.prepare import SOURCE, sha256_of_images
 from training.settings import LobeSettings
 
 CUT_SHARE = 0.2  # of crops that may leave out any part of the lungs
@@ -47,14 +49,15 @@ class LobeScanItem:
 
 
 def cache_scan(case: Case, folder: Path, settings: LobeSettings) -> None:
-    """Write the cache of a case, unless it is there.
+    """Write the cache of a case, unless it is there and its images are the same.
 
     Raises:
         InputError: an image cannot be used, or the resampled lobes are empty.
     """
-    target = folder / case.name
-    if target.is_dir():
+    target, source = folder / case.name, {"sha256": sha256_of_images(case)}
+    if (target / SOURCE).is_file() and read_json(target / SOURCE) == source:
         return
+    shutil.rmtree(target, ignore_errors=True)
     scan = read_scan(case)
     image = lobe_network_input(scan.ct, spacing_mm=settings.spacing_mm, window_hu=settings.window_hu)
     lobes = resample(scan.lobes, image.geometry, "nearest").array
@@ -63,6 +66,7 @@ def cache_scan(case: Case, folder: Path, settings: LobeSettings) -> None:
     with whole_folder(target) as unnamed:
         save_array(unnamed / "image.npy", image.array.astype(np.float16))
         save_array(unnamed / "lobes.npy", lobes)
+        write_json(unnamed / SOURCE, source)
 
 
 def read_lobe_scan(scan: LobeScan, position: int = 0) -> LobeScanItem:

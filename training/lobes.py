@@ -22,7 +22,7 @@ from algorithm.lobes import LOBES
 from algorithm.model import LobeNetwork
 from evaluation.metrics import dice
 from training.batches import Batches
-from training.cases import of_split, read_table
+from training.cases import Case, of_split, read_table
 from training.lobe_scans import LobeScan, LobeScanItem, cache_scan, random_crop, read_lobe_scan
 from training.logbook import Logbook
 from training.loop import Terms, Validation, load_trained, make_fabric, train
@@ -41,9 +41,7 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
         InputError: there is no training case, or an image cannot be used.
     """
     settings, seed = run.config.lobes, run.config.seed
-    cases = read_table(run.data)
-    if not of_split(cases, "train"):
-        raise InputError(f"{run.data}: got no case with split train, expected some with CT and lobes to learn from")
+    cases = cases_to_learn_from(run.data)
     fabric = make_fabric(run, settings.precision)
     used = [*of_split(cases, "train"), *of_split(cases, "validation")]
     mine = used[fabric.global_rank :: fabric.world_size]
@@ -78,6 +76,18 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
     with torch.inference_mode(), fabric.autocast():
         results = measure_dice(network, validation, fabric.device) if validation else {}
     return {"training_cases": len(scans), "validation_cases": len(validation), "validation": results}
+
+
+def cases_to_learn_from(data: Path) -> list[Case]:
+    """The cases of a data directory, some training ones among them.
+
+    Raises:
+        InputError: there is no training case, or the table cannot be used.
+    """
+    cases = read_table(data)
+    if not of_split(cases, "train"):
+        raise InputError(f"{data}: got no case with split train, expected some with CT and lobes to learn from")
+    return cases
 
 
 def description(settings: LobeSettings) -> LobeNetwork:

@@ -23,7 +23,7 @@ from training.files import write_whole
 from training.logbook import Logbook
 from training.parallel import console
 from training.settings import LoopSettings
-from training.settling import Statistics
+from training.settling import PlainPasses, Statistics
 from training.stages import Run, processes
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -80,7 +80,7 @@ def train(
     settings: LoopSettings,
     folder: Path,
     *,
-    plain: Callable[[nn.Module, int], object] | None = None,
+    plain: PlainPasses | None = None,
     validation: Validation | None = None,
     readers: int = 0,
 ) -> nn.Module:
@@ -95,8 +95,7 @@ def train(
         terms: the loss terms of the network on a batch at a step.
         settings: steps, optimiser, checkpoints.
         folder: where checkpoints and logs go.
-        plain: passes a batch, given its number, through the network without augmentation: batch norm's statistics are
-            taken from such batches before each validation, and for good at ``settings.settled`` of the steps.
+        plain: of which batch norm's statistics are taken, before each validation until they stay.
         validation: how to find the best network; without it the last one is the result.
         readers: processes that read ahead for a GPU.
 
@@ -115,7 +114,7 @@ def train(
         optimiser.load_state_dict(state["optimiser"])  # now that the parameters are on the device
     done, best = (state["step"], state["best"]) if state else (0, [])
     steps = range(done, settings.steps)
-    statistics = Statistics(network, plain, round(settings.settled * settings.steps), fabric.autocast)
+    statistics = Statistics(network, plain, settings.steps, fabric)
     with (
         Logbook(folder, done=done, is_writer=fabric.is_global_zero) as logbook,
         _progress(folder.name, done, settings.steps, visible=fabric.is_global_zero) as advance,

@@ -114,7 +114,7 @@ def prepare(run: Run, folder: Path) -> dict[str, Any]:
 def _prepare_case(case: Case, folder: Path, settings: PrepareSettings) -> str | None:
     """Cache one case; the problem is returned so that one bad case does not hide another."""
     target = folder / case.name
-    source = {"sha256": _sha256_of_images(case)}
+    source = {"sha256": sha256_of_images(case)}
     is_whole = PreparedCase(case.name, target).is_whole(with_reference=case.lesions is not None)
     if is_whole and (target / SOURCE).is_file() and read_json(target / SOURCE) == source:
         return None
@@ -130,7 +130,7 @@ def _prepare_case(case: Case, folder: Path, settings: PrepareSettings) -> str | 
     return None
 
 
-def _sha256_of_images(case: Case) -> str:
+def sha256_of_images(case: Case) -> str:
     """Digest of the bytes of a case's images; of a DICOM folder, all its files."""
     digest = hashlib.sha256()
     for path in (case.ct, case.lobes, case.lesions, case.vessels):

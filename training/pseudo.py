@@ -30,7 +30,7 @@ from training.vessels import scan_vessels
 
 
 def pseudo(run: Run, folder: Path) -> dict[str, Any]:
-    """Write dRAM and pseudo labels of every case that has not got both.
+    """Write the dRAM of every case, and the pseudo labels of those to learn from, that have not got them.
 
     Writes <case>_dram.npy, float16 probability, and <case>_labels.npy, uint8 classes, (z, y, x) on the scan's grid.
 
@@ -43,7 +43,7 @@ def pseudo(run: Run, folder: Path) -> dict[str, Any]:
     without = [case for case in cases if not _dram_path(folder, case).is_file()]
     over_scans("dRAMs", partial(_write_dram, run, folder), without, workers)
     threshold = chosen_threshold(run, lambda case: load_array(_dram_path(folder, case)))
-    todo = [case for case in cases if not _labels_path(folder, case).is_file()]
+    todo = [case for case in cases if case.split != "test" and not _labels_path(folder, case).is_file()]
     over_scans("pseudo labels", partial(_write_labels, run, folder, threshold), todo, run.workers)
     return {"cases": len(cases), "threshold": threshold}
 

@@ -25,7 +25,7 @@ from training.lobe_batches import (
     LobeItem,
     augmented_batch,
     lobe_batches,
-    plain_pass,
+    plain_passes,
     score_counts,
     scored_lobes,
 )
@@ -83,7 +83,7 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
         terms,
         settings,
         folder,
-        plain=plain_pass(batches, size=settings.chunk_size, device=device),
+        plain=plain_passes(batches, size=settings.chunk_size, device=device, settled=settings.settled),
         validation=dram_validation(run, settings, folder, device),
         readers=run.workers.count,
     )

@@ -16,12 +16,22 @@ from training.ablate.rows import table_rows
 from training.cam import cam
 from training.complete import require_complete
 from training.export import export, lobes_of_model
-from training.lobes import lobes
+from training.lobes import cases_to_learn_from, lobes
 from training.prepare import prepare
 from training.pseudo import pseudo
 from training.regress import regress
 from training.segment import segment, segment_reference
-from training.settings import CamSettings, ExportSettings, PseudoSettings, Settings, TrainingConfig
+from training.settings import (
+    CamSettings,
+    ExportSettings,
+    PrepareSettings,
+    PseudoSettings,
+    RegressSettings,
+    SegmentSettings,
+    Settings,
+    TrainingConfig,
+    VesselSettings,
+)
 from training.stages import Run, Stage
 from training.subtypes import subtypes
 from training.vessels import vessels
@@ -36,6 +46,23 @@ class CamInputs(Settings):
 
 def _cam_inputs(config: TrainingConfig) -> CamInputs:
     return CamInputs(cam=config.cam, pseudo=config.pseudo)
+
+
+class ComparisonInputs(Settings):
+    """What the rows of the comparison depend on: neither lobes nor what is said of the model."""
+
+    seed: int
+    prepare: PrepareSettings
+    vessels: VesselSettings
+    regress: RegressSettings
+    cam: CamSettings
+    pseudo: PseudoSettings
+    segment: SegmentSettings
+    subtypes: VoteRules
+
+
+def _comparison_inputs(config: TrainingConfig) -> ComparisonInputs:
+    return ComparisonInputs(**{name: getattr(config, name) for name in ComparisonInputs.model_fields})
 
 
 class ExportInputs(Settings):
@@ -102,12 +129,12 @@ LOBES = Stage(
     lobes,
     together=True,
 )
-SUBTYPES = Stage("subtypes", "Make the reference table of lesion subtypes.", (), lambda c: Settings(), subtypes)
+SUBTYPES = Stage("subtypes", "Make the reference table of lesion subtypes.", (PREPARE,), lambda c: Settings(), subtypes)
 ABLATE = Stage(
     "ablate",
     "Train what the main run lacks, and compare every row of the paper's tables on the test cases.",
     (CAM, SEGMENT, SEGMENT_REFERENCE, SUBTYPES),
-    lambda c: c,
+    _comparison_inputs,
     ablate,
 )
 EXPORT = Stage(
@@ -137,13 +164,11 @@ def run_all(run: Run, config: str, *, with_comparison: bool, lobe_data: Path | N
         0, or the exit code of the stage that failed.
 
     Raises:
-        InputError: before any work, what the stages would lack: all of the data's lacks together; or the model whose
-            lobe network is to be taken over cannot be used.
+        InputError: before any work, what the stages would lack: all of the data's lacks together, or what
+            `require_settings` refuses.
     """
     require_complete(run.data, with_comparison=with_comparison)
-    lobes_of_model(run.config.export.lobes_from)
-    if with_comparison:
-        table_rows(run.config)  # refuses settings that leave nothing to compare
+    require_settings(run.config, with_comparison=with_comparison, lobe_data=lobe_data)
     for stage in STAGES:
         if (stage in COMPARISON and not with_comparison) or (stage is LOBES and lobe_data is None):
             continue
@@ -154,6 +179,20 @@ def run_all(run: Run, config: str, *, with_comparison: bool, lobe_data: Path | N
         if code:
             return code
     return 0
+
+
+def require_settings(config: TrainingConfig, *, with_comparison: bool, lobe_data: Path | None) -> None:
+    """Check, before any work, what late stages take beside the run's own data.
+
+    Raises:
+        InputError: the model whose lobe network is to be taken over cannot be used, the settings leave nothing to
+            compare, or there is nothing to learn lobes from.
+    """
+    lobes_of_model(config.export.lobes_from)
+    if with_comparison:
+        table_rows(config)
+    if lobe_data is not None:
+        cases_to_learn_from(lobe_data)
 
 
 def in_own_process(command: Sequence[str]) -> int:

@@ -36,8 +36,13 @@ class LoopSettings(Settings):
     learning_rate: float = Field(1e-4, gt=0, description="of the optimiser at the first step")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to zero over the steps")
     precision: Literal["32-true", "bf16-mixed"] = Field("bf16-mixed", description="arithmetic of the network")
-    settled: float = Field(0.2, ge=0, le=1, description="share of the steps from which batch norm's statistics stay")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+
+
+class BatchNormSettings(LoopSettings):
+    """What the training loop of a network with batch norm needs beside."""
+
+    settled: float = Field(0.2, ge=0, le=1, description="share of the steps from which batch norm's statistics stay")
 
 
 def check_mixed_precision(precision: str, depth: int) -> None:
@@ -79,7 +84,7 @@ class CrfSettings(Settings):
     appearance_weight: float = Field(8.0, ge=0, description="Potts weight of the appearance kernel")
 
 
-class RegressSettings(LoopSettings):
+class RegressSettings(BatchNormSettings):
     """Interval regression of the lesion percentage per lobe, with regularisers and refinement."""
 
     chunk_size: int = Field(80, multiple_of=PERIOD, ge=16, description="voxels per side a lobe chunk is resized to")
@@ -124,7 +129,7 @@ class RegressSettings(LoopSettings):
         return self
 
 
-class VesselSettings(LoopSettings):
+class VesselSettings(BatchNormSettings):
     """Vessel references by Frangi's filter on healthy scans, and the vessel network."""
 
     patch_size: int = Field(80, multiple_of=PERIOD, ge=16, description="voxels per side of a training patch")
@@ -176,7 +181,7 @@ class LobeSettings(LoopSettings):
         return self
 
 
-class CamSettings(LoopSettings):
+class CamSettings(BatchNormSettings):
     """The class activation map baseline."""
 
     chunk_size: int = Field(80, multiple_of=PERIOD, ge=16, description="voxels per side a lobe chunk is resized to")
@@ -203,7 +208,7 @@ class PseudoSettings(Settings):
     )
 
 
-class SegmentSettings(LoopSettings):
+class SegmentSettings(BatchNormSettings):
     """The final network on pseudo labels."""
 
     batch: int = Field(2, ge=1, description="crops per step and process")

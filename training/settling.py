@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -40,6 +40,19 @@ def settle_statistics(network: nn.Module, plain: Callable[[nn.Module, int], obje
 
 
 @dataclass(frozen=True)
+class PlainPasses:
+    """Batches without augmentation, of which batch norm's statistics are taken.
+
+    Attributes:
+        through: passes a batch, given its number, through a network.
+        settled: share of a training's steps from which the statistics stay.
+    """
+
+    through: Callable[[nn.Module, int], object]
+    settled: float
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Batch norm's statistics in the course of a training.
 
@@ -49,34 +62,49 @@ class Statistics:
 
     Attributes:
         network: that is trained.
-        plain: as for `settle_statistics`; None leaves batch norm to itself.
-        settled: the step from which the statistics stay.
-        autocast: context in which the network computes.
+        plain: what the statistics are taken of; None leaves batch norm to itself.
+        steps: of the training.
+        fabric: precision and processes; each passes batches of its own.
     """
 
     network: nn.Module
-    plain: Callable[[nn.Module, int], object] | None
-    settled: int
-    autocast: Callable[[], AbstractContextManager[object]]
+    plain: PlainPasses | None
+    steps: int
+    fabric: Fabric
 
     def before_step(self, step: int) -> None:
         """Put the network into training mode."""
-        if step == self.settled:
+        if step == self._settled:
             self._settle()
         self.network.train()
-        if self.plain and step >= self.settled:
+        if self.plain and step >= self._settled:
             for norm in _norms(self.network):
                 norm.eval()
 
     def before_use(self, steps: int) -> None:
         """Make the network, after some steps, fit for validation or as the result."""
-        if steps <= self.settled:
+        if steps <= self._settled:
             self._settle()
 
+    @property
+    def _settled(self) -> int:
+        """The step from which the statistics stay."""
+        return round(self.plain.settled * self.steps) if self.plain else self.steps
+
     def _settle(self) -> None:
-        if self.plain:
-            with self.autocast():
-                settle_statistics(self.network, self.plain)
+        if self.plain is None:
+            return
+        through, fabric = self.plain.through, self.fabric
+
+        def own(network: nn.Module, number: int) -> object:
+            return through(network, number * fabric.world_size + fabric.global_rank)
+
+        with fabric.autocast():
+            settle_statistics(self.network, own)
+        if fabric.world_size > 1:
+            for statistic in (buffer for norm in _norms(self.network) for buffer in norm.buffers()):
+                if statistic.is_floating_point():
+                    statistic.copy_(fabric.all_reduce(statistic.clone(), reduce_op="mean"))  # type: ignore[arg-type]
 
 
 def _norms(network: nn.Module) -> list[_BatchNorm]:

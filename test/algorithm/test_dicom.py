@@ -81,6 +81,11 @@ def change(path: Path, **values: Any) -> None:
     header.save_as(path)
 
 
+def test_an_empty_number_of_frames_is_one(series):
+    change(series / "a.dcm", NumberOfFrames=None)
+    assert len(read_series(series).array) == 5
+
+
 def test_sorted_by_position_and_rescaled(series):
     volume = read_series(series)
     expected = np.stack([slice_pixels(number) for number in range(5)]) - 1024

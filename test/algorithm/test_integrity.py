@@ -73,6 +73,7 @@ class TestHeaders:
             ("ElementSpacing", "1 -1 1", r"spacing \(x, y, z\) \(1, -1, 1\)"),
             ("ElementSpacing", "0.0007 0.0007 0.001", "spacing .*0.0007"),
             ("ElementSpacing", "1 nan 1", "ElementSpacing = '1 nan 1', expected finite numbers"),
+            ("ElementSpacing", None, "states no spacing, expected the field 'ElementSpacing'"),
             ("Offset", "0 inf 0", "Offset = '0 inf 0', expected finite numbers"),
             ("TransformMatrix", "1 0 0 0 1 0 0 0.3 1", "not at right angles"),
             ("TransformMatrix", "2 0 0 0 1 0 0 0 1", "not at right angles"),
@@ -92,6 +93,15 @@ class TestHeaders:
         lines[keys.index(field)] = f"{field} = {value}".encode() if value else b"Comment = none"
         path.write_bytes(b"\n".join(lines))
         with pytest.raises(InputError, match=message):
+            read_ct(path)
+
+    @pytest.mark.parametrize("line", [b"", b"spacings: 0.8 0.7 NaN"])
+    def test_nrrd_without_spacing(self, ct, save, line):
+        path = save(ct, "ct.nrrd")
+        header, end, voxels = path.read_bytes().partition(b"\n\n")
+        kept = [one for one in header.split(b"\n") if not one.startswith(b"space")]
+        path.write_bytes(b"\n".join([*kept, line] if line else kept) + end + voxels)
+        with pytest.raises(InputError, match="states no spacing, expected the field 'space directions'"):
             read_ct(path)
 
     def test_six_digit_direction_is_accepted(self, ct, save):

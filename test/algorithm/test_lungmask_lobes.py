@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from algorithm.errors import InputError
-from algorithm.lungmask_lobes import lungmask_lobes, renumbered
+from algorithm.lungmask_lobes import Lungmask, renumbered
 
 URLS = {"LTRCLobes": ("https://host/a/lobes.pth", 6), "R231": ("https://host/a/lungs.pth", 3)}
 
@@ -18,7 +18,7 @@ def lungmask(monkeypatch, tmp_path):
     """A stand-in for the package, which takes each fifth of a scan for a lobe; and a hub without weights."""
 
     class Inferer:
-        made: list[dict[str, object]] = []
+        made: list[dict[str, object]]
 
         def __init__(self, **arguments):
             self.made.append(arguments)
@@ -28,6 +28,7 @@ def lungmask(monkeypatch, tmp_path):
             labels = 1 + np.arange(width) * 5 // width
             return np.broadcast_to(labels, image.GetSize()[::-1]).astype(np.uint8)
 
+    Inferer.made = []
     package, mask = ModuleType("lungmask"), ModuleType("lungmask.mask")
     mask.MODEL_URLS, mask.LMInferer = URLS, Inferer
     monkeypatch.setitem(sys.modules, "lungmask", package)
@@ -52,23 +53,26 @@ def test_weights_that_are_here_are_used(lungmask, big, tmp_path):
     for name in ("lobes.pth", "lungs.pth"):
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
         (tmp_path / "checkpoints" / name).touch()
-    found = lungmask_lobes(big)
+    finder = Lungmask(torch.device("cpu"))
+    found = finder.segment(big)
+    assert (finder.segment(big).labels.array == found.labels.array).all()
     assert found.source == "lungmask" and found.confidence == {}
     assert found.labels.geometry == big.geometry and found.labels.array.dtype == np.uint8
     assert found.labels.array[0, 0].tolist() == [1, 1, 2, 2, 3, 3, 5, 5, 4, 4]
-    (arguments,) = lungmask.made
+    (arguments,) = lungmask.made  # once for all scans
+    assert arguments["force_cpu"] is True
     paths = {name: str(tmp_path / "checkpoints" / file) for name, file in (("modelpath", "lobes.pth"),)}
     assert arguments["modelpath"] == paths["modelpath"]
     assert arguments["fillmodel_path"] == str(tmp_path / "checkpoints" / "lungs.pth")
 
 
-def test_weights_that_are_not_here_are_not_downloaded(lungmask, big):
+def test_weights_that_are_not_here_are_not_downloaded(lungmask):
     with pytest.raises(InputError, match=r"weights are not on this machine, expected .*checkpoints/lobes.pth"):
-        lungmask_lobes(big)
+        Lungmask(torch.device("cpu"))
     assert lungmask.made == []
 
 
-def test_without_the_package(monkeypatch, big):
+def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "lungmask.mask", None)
     with pytest.raises(InputError, match="the package lungmask is not installed; run `pip install lungmask`"):
-        lungmask_lobes(big)
+        Lungmask(torch.device("cpu"))

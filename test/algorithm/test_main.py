@@ -90,6 +90,12 @@ def test_segment_without_lobes_writes_those_that_it_finds(run, scan, tmp_path, c
     assert read_labels(tmp_path / "out" / "lobes.mha").geometry == ct.geometry
 
 
+def test_segment_leaves_nothing_of_an_earlier_run(run, scan, tmp_path):
+    assert run("segment", scan[0], "--nifti", "-o", tmp_path / "out").exit_code == 0
+    assert run("segment", *scan, "-o", tmp_path / "out").exit_code == 0
+    assert names(tmp_path / "out") == RESULTS
+
+
 def test_lungmask_in_place_of_a_lobe_mask(run, scan, tmp_path, monkeypatch, fake_segmenter):
     asked = []
     monkeypatch.setattr(main, "_load", lambda *arguments: asked.append(arguments[5]) or fake_segmenter)

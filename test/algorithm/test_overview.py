@@ -34,6 +34,19 @@ def test_picture_shows_the_lesion_in_its_colour(tmp_path, tiny_model, scan):
     assert SUBTYPE_COLOURS[2] == "#ff3b30"
 
 
+@pytest.mark.parametrize("occupied", [1, 2, 3])
+def test_lungs_of_few_slices_are_shown_in_as_many(tmp_path, tiny_model, scan, occupied):
+    ct, lobes = scan
+    few = lobes.array.copy()
+    few[2 + occupied :] = 0
+    segmentation = LesionSegmenter(tiny_model, device=torch.device("cpu"), memory_gb=1.0).segment(
+        ct, lobes.with_array(few)
+    )
+    draw_overview(ct, segmentation, tmp_path / "few.png")
+    parts = Parts(ct.array, few, np.zeros_like(few), (2.0, 1.5, 1.5))
+    assert _informative_slices(parts, axis=0) == list(range(2, 2 + occupied))
+
+
 def test_slices_are_ordered_and_go_where_the_lesion_is():
     lobes = np.ones((40, 10, 10), dtype=np.uint8)
     labels = np.zeros_like(lobes)

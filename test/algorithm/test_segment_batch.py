@@ -108,6 +108,29 @@ def test_lobes_that_are_found_are_kept_and_found_again_by_another(segmenter, sca
     assert json.loads((tmp_path / "out" / "a" / "severity.json").read_text())["lobes_source"] == "lungmask"
 
 
+def test_lobes_that_are_given_take_the_place_of_found_ones(segmenter, scans, run, tmp_path) -> None:
+    draw = lambda ct, segmentation, path: path.write_bytes(b"png")  # noqa: E731
+    segment_cases(segmenter, find_cases(scans, None)[:1], tmp_path / "out", draw=draw, tell=lambda line: None)
+    run(["a"])
+    assert {path.name for path in (tmp_path / "out" / "a").iterdir()} == RESULTS
+
+
+def test_the_table_does_not_hold_what_an_earlier_input_of_a_failed_case_gave(run, scans, tmp_path) -> None:
+    run()
+    (scans / "b.mha").write_text("no scan")
+    assert run()[1].keys() == {"b"}
+    rows = (tmp_path / "out" / "severity.csv").read_text().splitlines()[1:]
+    assert [row.partition(",")[0] for row in rows] == ["a", "c"]
+
+
+def test_headers_without_voxels_are_refused_and_folders_without_files_left_alone(scans, ct, save) -> None:
+    (scans / "empty").mkdir()
+    assert [case.name for case in find_cases(scans, None)] == NAMES
+    save(ct, "scans/d.mhd")
+    with pytest.raises(InputError, match=r"d\.mhd: got a header without its voxels, .*; save it as \.mha"):
+        find_cases(scans, None)
+
+
 def test_another_model_or_other_inputs_are_done_again(run, segmenter, save, lobes, ct, tmp_path) -> None:
     run(["a"])
     save(ct.with_array(ct.array + 7), "scans/a.mha")
@@ -196,7 +219,7 @@ def test_refuses_a_folder_that_cannot_be_written(segmenter, scans, tmp_path) -> 
 
 
 def test_no_cases_in_a_folder_or_table(tmp_path) -> None:
-    (tmp_path / "x.mhd").write_text("")
+    (tmp_path / "x.txt").write_text("")
     with pytest.raises(InputError, match="got nothing to use"):
         find_cases(tmp_path, None)
     with pytest.raises(InputError, match="none: got no such folder"):

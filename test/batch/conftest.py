@@ -114,11 +114,11 @@ def open_batch(out, inputs, connection, platform, standin) -> Callable[..., Batc
 
     def open_(*, retry: bool = False) -> Batch:
         manifest = Manifest.load_or_new(out, platform=platform.url, algorithm=standin.SLUG)
-        manifest.plan(find_cases(inputs["scans"], inputs["lobes"]), out)
+        wanted = manifest.plan(find_cases(inputs["scans"], inputs["lobes"]), out)
         if retry:
-            manifest.retry([])
+            wanted = manifest.retry([])
         delays: list[float] = []
-        batch = Batch(connection, manifest, out, sleep=delays.append)
+        batch = Batch(connection, manifest, out, wanted=wanted, sleep=delays.append)
         batch.delays = delays
         return batch
 

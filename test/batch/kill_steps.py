@@ -51,8 +51,8 @@ def _run(url: str, slug: str, scans: Path, lobes: Path, out: Path, deadly: int |
     with Connection(url) as connection, only_process(out):
         connection._client.event_hooks = {"request": [steps.take], "response": [steps.take]}
         manifest = Manifest.load_or_new(out, platform=url, algorithm=slug)
-        manifest.plan(find_cases(scans, lobes), out)
-        Batch(connection, manifest, out, sleep=lambda seconds: None).run()
+        wanted = manifest.plan(find_cases(scans, lobes), out)
+        Batch(connection, manifest, out, wanted=wanted, sleep=lambda seconds: None).run()
 
 
 def _in_a_process(*arguments: Any) -> int:

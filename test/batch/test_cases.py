@@ -4,8 +4,9 @@ import hashlib
 
 import pytest
 
+from algorithm.images import SUFFIXES as ALGORITHM_SUFFIXES
 from algorithm.sockets import CT, LOBES
-from batch.cases import LOBES_SLUG, SCAN_SLUG, find_cases, sha256, shortened
+from batch.cases import LOBES_SLUG, OTHER_SUFFIXES, SCAN_SLUG, SUFFIXES, find_cases, sha256, shortened
 from batch.errors import InputError
 
 
@@ -50,6 +51,20 @@ def test_other_files_are_left_alone_and_named(write_cases, inputs, caplog) -> No
     write_cases(["a"])
     assert [case.name for case in find_cases(**inputs)] == ["a"]
     assert "left alone: empty, notes.txt" in caplog.text
+
+
+def test_every_format_of_the_algorithm_is_sent_or_refused() -> None:
+    assert {*SUFFIXES, *OTHER_SUFFIXES} >= set(ALGORITHM_SUFFIXES)
+
+
+@pytest.mark.parametrize("kind", ["scans", "lobes"])
+def test_refuses_images_that_cannot_be_sent(write_cases, inputs, kind) -> None:
+    write_cases(["c2"])
+    for name in ("c1.mhd", "c1.raw", "c3.NRRD", "notes.txt"):
+        (inputs[kind] / name).write_text("")
+    message = rf"{kind}: got 2 files in formats that cannot be sent \(c1\.mhd, c3\.NRRD\), expected \.mha, \.nii\.gz, "
+    with pytest.raises(InputError, match=message + r".*; save them so, or take them out"):
+        find_cases(**inputs)
 
 
 def test_refuses_files_without_a_partner(write_cases, inputs) -> None:

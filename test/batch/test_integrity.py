@@ -27,6 +27,14 @@ def test_images_cut_anywhere_are_found(tmp_path, compressed, kind) -> None:
             require_whole(path)
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+def test_what_follows_the_voxels_is_no_damage(tmp_path, compressed) -> None:
+    path = tmp_path / "x.mha"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.int16)), str(path), useCompression=compressed)
+    path.write_bytes(path.read_bytes() + b"\n")
+    require_whole(path)
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_nifti_files_cut_anywhere_are_found(tmp_path, suffix) -> None:
     path = tmp_path / f"x{suffix}"

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from batch.cases import find_cases
+from batch.cases import find_cases, sha256
 from batch.errors import InputError
 from batch.jobs import FIRST_DELAY_S, LONGEST_DELAY_S, MOST_ACTIVE_JOBS, Batch
-from batch.manifest import HERE, Manifest
+from batch.manifest import HERE, STARTING, Manifest
 from batch.results import CASE_FILE, write_case_file
 
 NAMES = ["a", "b", "c"]
@@ -128,6 +128,91 @@ def test_a_failed_job_is_recorded_and_only_retried_on_request(write_cases, open_
     assert account.uploaded_cases() == [*NAMES, "b", "c"]
 
 
+def rename(inputs, old: str, new: str) -> None:
+    for folder in inputs.values():
+        (folder / f"{old}.mha").rename(folder / f"{new}.mha")
+
+
+@pytest.mark.parametrize("uploading", [False, True])
+def test_a_case_that_was_renamed_before_its_start_is_not_sent(
+    write_cases, open_batch, account, inputs, require_home, uploading
+) -> None:
+    write_cases(["Doe_John", "other"])
+    interrupted = open_batch()
+    if uploading:
+        interrupted.manifest.cases["Doe_John"].begin()
+    interrupted.manifest.save(interrupted.folder)
+    rename(inputs, "Doe_John", "case1")
+    batch = open_batch()
+    batch.run()
+    require_home(batch, ["case1", "other"])
+    assert sorted(account.uploaded_cases()) == ["case1", "other"]
+    assert batch.manifest.cases.keys() == {"case1", "other"}
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_case_that_was_renamed_at_its_start_is_only_looked_for(
+    write_cases, open_batch, account, standin, inputs, require_home, started
+) -> None:
+    account.faults = [standin.Fault("POST", JOBS, "lose" if started else "drop")]
+    write_cases(["Doe_John"])
+    killed = open_batch()
+    killed._sleep = lambda seconds: pytest.fail("killed")
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        killed.run()
+    assert Manifest.load(killed.folder).cases["Doe_John"].status == STARTING
+    if not started:
+        account.uploads.clear()  # the platform removes them after a day
+    rename(inputs, "Doe_John", "case1")
+    sent = len(account.requests)
+    batch = open_batch()
+    batch.run()
+    assert b"Doe_John" not in b"".join(body for _, _, body in account.requests[sent:])
+    require_home(batch, ["case1", "Doe_John"] if started else ["case1"])
+    if not started:
+        assert batch.manifest.cases["Doe_John"].error.startswith("not sent: it has no job and is not among the cases")
+        assert open_batch().manifest.cases.keys() == {"case1"}
+
+
+def test_a_retry_sends_nothing_else(write_cases, open_batch, account, require_home) -> None:
+    account.endings = {"a": "Failed"}
+    write_cases(["a"])
+    open_batch().run()
+    write_cases(["b"])
+    account.endings = {}
+    batch = open_batch(retry=True)
+    batch.run()
+    require_home(batch, ["a"])
+    assert batch.manifest.cases["b"].status == "Pending"
+    assert account.uploaded_cases() == ["a", "a"]
+
+
+def test_a_retry_sends_and_names_the_mended_scan(
+    write_cases, open_batch, account, inputs, out, scan, connection, require_home
+) -> None:
+    account.endings = {"a": "Failed"}
+    write_cases(["a"])
+    open_batch().run()
+    mended = scan(inputs["scans"] / "a.mha", seed=7)
+    account.endings = {}
+    manifest = Manifest.load(out)
+    Batch(connection, manifest, out, wanted=manifest.retry([]), sleep=lambda seconds: None).run()
+    assert json.loads((out / "a" / CASE_FILE).read_text())["inputs"]["ct-image"] == sha256(mended)
+    require_home(open_batch(), ["a"])
+
+
+def test_a_scan_that_changes_during_a_run_is_not_sent(write_cases, open_batch, account, inputs, scan) -> None:
+    write_cases(["a"])
+    batch = open_batch()
+    scan(inputs["scans"] / "a.mha", seed=7)
+    batch.run()
+    assert batch.manifest.cases["a"].error == "not sent: its files have changed since this command began; run again"
+    assert account.uploaded() == []
+    again = open_batch()
+    again.run()
+    assert again.manifest.cases["a"].is_finished
+
+
 def test_a_scan_that_is_no_ct_is_not_sent(write_cases, open_batch, account, inputs, require_home) -> None:
     write_cases(NAMES)
     (inputs["scans"] / "b.mha").write_text("not a scan")
@@ -176,8 +261,8 @@ def test_takes_all_outputs_of_an_algorithm_that_finds_the_lobes_itself(
     account.compute = lambda case: dict(list(more.items()) if case == "a" else []) | standin.example_outputs(case)
     write_cases(["a", "b"])
     manifest = Manifest.load_or_new(out, platform=platform.url, algorithm=standin.SLUG)
-    manifest.plan(find_cases(inputs["scans"], inputs["lobes"] if with_lobes else None), out)
-    Batch(connection, manifest, out, sleep=lambda seconds: None).run()
+    wanted = manifest.plan(find_cases(inputs["scans"], inputs["lobes"] if with_lobes else None), out)
+    Batch(connection, manifest, out, wanted=wanted, sleep=lambda seconds: None).run()
     assert [set(job.names) for job in account.jobs.values()] == [
         {"ct-image", "pulmonary-lobes"} if with_lobes else {"ct-image"}
     ] * 2

@@ -131,6 +131,36 @@ def test_dry_run_connects_to_nothing_and_writes_nothing(command, write_cases, ac
     assert account.requests == [] and not (tmp_path / "out").exists()
 
 
+def test_dry_run_shows_only_what_this_call_would_send(command, write_cases, account, inputs, tmp_path) -> None:
+    write_cases(["a", "b"])
+    account.interfaces = [("ct-image", "pulmonary-lobes")]
+    command("run")
+    manifest = Manifest.load(tmp_path / "out")
+    manifest.cases["a"].status, manifest.cases["a"].job, manifest.cases["a"].outputs = "Starting", None, None
+    manifest.save(tmp_path / "out")
+    for folder in inputs.values():
+        (folder / "a.mha").rename(folder / "c.mha")
+    outcome = command("run", "--dry-run")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert "c_*_ct-image.mha" in outcome.stdout and "a_*_ct-image.mha" not in outcome.stdout
+
+
+def test_names_and_messages_are_shown_as_they_are(command, write_cases, account, standin, tmp_path) -> None:
+    account.faults = [standin.Fault("POST", "/api/v1/algorithms/jobs/", status=400, text="no [/y] :warning: [red]room")]
+    write_cases(["P001[repeat]", "P002[repeat]"])
+    assert "P001[repeat]_*_ct-image.mha" in command("run", "--dry-run").stdout
+    outcome = command("run")
+    assert outcome.stderr == "1 of 2 cases failed, 1 are without outputs; see above\n"
+    for shown in (outcome.stdout, command("status").stdout):
+        rows = [line for line in shown.splitlines() if "│" in line]
+        assert [name for row in rows for name in ("P001[repeat]", "P002[repeat]") if name in row] == [
+            "P002[repeat]",
+            "P001[repeat]",
+        ]
+        assert "not started: HTTP 400: no [/y] :warning: [red]room" in rows[-1]
+    assert (tmp_path / "out" / "severity.csv").read_text().splitlines()[1].startswith("P002[repeat],")
+
+
 def test_status_shows_the_manifest(command, write_cases, monkeypatch) -> None:
     write_cases(["a"])
     command("run")

@@ -105,6 +105,34 @@ def test_takes_inputs_that_changed_before_the_start(case, tmp_path) -> None:
     assert manifest.cases["a"] == CaseRecord(files=case.files, inputs=case.identity())
 
 
+def test_drops_other_cases_that_have_no_job(case, tmp_path, caplog) -> None:
+    kept = {
+        "c": CaseRecord(files={}, inputs={}, status="Starting"),
+        "d": CaseRecord(files={}, inputs={}, status="Executing", job="1"),
+        "e": CaseRecord(files={}, inputs={}, status="Failed", job="2"),
+        "f": CaseRecord(files={}, inputs={}, status=HERE, outputs={}),
+    }
+    uploading = CaseRecord(files={}, inputs={}, status="Uploading")
+    manifest = new(x=CaseRecord(files={}, inputs={}), b=uploading, **kept)
+    assert manifest.plan([case], tmp_path) == ["a"]
+    assert manifest.cases.keys() == {"a", *kept}
+    assert caplog.messages == ["dropped, for they are no longer among the cases and have no job: b, x"]
+
+
+@pytest.mark.parametrize("status", ["Failed", "Cancelled"])
+def test_takes_inputs_that_changed_after_a_failure_and_starts_nothing(case, tmp_path, status) -> None:
+    manifest = new()
+    manifest.plan([case], tmp_path)
+    failed = manifest.cases["a"] = manifest.cases["a"].model_copy(update={"job": "1", "status": status, "error": "e"})
+    case.files["ct-image"].write_text("mended")
+    manifest.plan([case], tmp_path)
+    assert manifest.cases["a"] == failed.model_copy(update={"inputs": case.identity()})
+    manifest.retry([])
+    case.files["ct-image"].write_text("mended again")
+    manifest.plan([case], tmp_path)
+    assert manifest.cases["a"] == CaseRecord(files=case.files, inputs=case.identity(), earlier_jobs=["1"])
+
+
 def test_counts_what_was_computed_here_only_from_the_same_inputs(case, tmp_path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "severity.json").write_text("{}")
@@ -132,6 +160,25 @@ def test_retries_those_that_failed(tmp_path) -> None:
     assert manifest.retry([]) == ["b"]
     assert manifest.retry([]) == []
     assert manifest.jobs() == {"1", "2"}
+
+
+def test_retries_with_the_files_as_they_are_now(case, tmp_path) -> None:
+    manifest = new()
+    manifest.plan([case], tmp_path)
+    manifest.cases["a"].job, manifest.cases["a"].status = "1", "Failed"
+    case.files["ct-image"].write_text("mended")
+    manifest.retry([])
+    assert manifest.cases["a"] == CaseRecord(files=case.files, inputs=case.identity(), earlier_jobs=["1"])
+
+
+def test_retries_nothing_where_a_file_is_gone(case, tmp_path) -> None:
+    manifest = new()
+    manifest.plan([case], tmp_path)
+    manifest.cases["a"].job, manifest.cases["a"].status = "1", "Failed"
+    case.files["ct-image"].unlink()
+    with pytest.raises(InputError, match=r"a\.mha: cannot be read \(No such file .*; put it back, or name other cases"):
+        manifest.retry([])
+    assert manifest.cases["a"].status == "Failed"
 
 
 def test_keeps_other_processes_out_and_removes_what_killed_ones_left(tmp_path) -> None:

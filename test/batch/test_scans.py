@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import math
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import SimpleITK as sitk
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from algorithm.images import read_ct
+from algorithm.errors import InputError as AlgorithmError
+from algorithm.images import read_ct, read_labels
+from algorithm.lobes import check_lobes
 from batch.cases import LOBES_SLUG, SCAN_SLUG, find_cases
 from batch.errors import InputError
 from batch.jobs import Batch
@@ -166,8 +170,8 @@ def test_nothing_that_names_the_patient_leaves_this_machine(
     """Every byte of every request, with compressed voxels as they are and decompressed."""
     write_series(tmp_path / "scans" / "case01", array)
     manifest = Manifest.load_or_new(out, platform=platform.url, algorithm="covid-lesions")
-    manifest.plan(find_cases(tmp_path / "scans", None), out)
-    Batch(connection, manifest, out, sleep=lambda seconds: None).run()
+    wanted = manifest.plan(find_cases(tmp_path / "scans", None), out)
+    Batch(connection, manifest, out, wanted=wanted, sleep=lambda seconds: None).run()
     assert manifest.cases["case01"].is_finished
     everything = b"".join(f"{method} {path}\n".encode() + body for method, path, body in account.requests)
     (upload,) = account.taken.values()
@@ -251,6 +255,66 @@ def test_refuses_what_is_no_lobe_mask_of_the_ct(scan, tmp_path) -> None:
     sitk.WriteImage(image, str(lobes))
     with pytest.raises(InputError, match="expected the grid of its CT"):
         convert(files, tmp_path)
+
+
+def moved(x_mm: float) -> Callable[[sitk.Image], None]:
+    return lambda image: image.SetOrigin((image.GetOrigin()[0] + x_mm, *image.GetOrigin()[1:]))
+
+
+def stretched(z_mm: float) -> Callable[[sitk.Image], None]:
+    return lambda image: image.SetSpacing((*image.GetSpacing()[:2], image.GetSpacing()[2] + z_mm))
+
+
+def turned(radians: float) -> Callable[[sitk.Image], None]:
+    cosine, sine = math.cos(radians), math.sin(radians)
+    return lambda image: image.SetDirection((cosine, -sine, 0, sine, cosine, 0, 0, 0, 1))
+
+
+def filled(value: float) -> Callable[[sitk.Image], None]:
+    def fill(image: sitk.Image) -> None:
+        image[:, :, :] = value
+
+    return fill
+
+
+MASKS = [
+    (sitk.sitkUInt8, moved(0.0), True),
+    (sitk.sitkUInt8, moved(0.003), True),
+    (sitk.sitkUInt8, moved(0.0065), True),
+    (sitk.sitkUInt8, moved(0.0075), False),
+    (sitk.sitkUInt8, stretched(9e-5), True),
+    (sitk.sitkUInt8, stretched(5e-4), False),
+    (sitk.sitkUInt8, turned(9e-5), True),
+    (sitk.sitkUInt8, turned(5e-4), False),
+    (sitk.sitkUInt8, filled(5), True),
+    (sitk.sitkUInt8, filled(6), False),
+    (sitk.sitkUInt8, filled(0), False),
+    (sitk.sitkInt16, filled(-1), False),
+    (sitk.sitkFloat32, filled(3), True),
+    (sitk.sitkFloat32, filled(2.5), False),
+    (sitk.sitkFloat32, filled(0), False),
+    (sitk.sitkFloat32, filled(math.nan), False),
+]
+
+
+@pytest.mark.parametrize(("pixels", "change", "usable"), MASKS)
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_takes_the_masks_that_the_algorithm_takes(scan, tmp_path, pixels, change, usable, end) -> None:
+    ct, path = scan(tmp_path / "ct.mha"), scan(tmp_path / "mask.mha", labels=True)
+    mask = sitk.Cast(sitk.ReadImage(str(path)), pixels)
+    change(mask)
+    sitk.WriteImage(mask, str(path))
+    path.write_bytes(path.read_bytes() + end)
+    if not usable:
+        with pytest.raises(AlgorithmError):
+            check_lobes(read_labels(path), read_ct(ct))
+        with pytest.raises(InputError, match=r"mask\.mha: got "):
+            convert({SCAN_SLUG: ct, LOBES_SLUG: path}, tmp_path)
+        return
+    expected = check_lobes(read_labels(path), read_ct(ct))
+    written = read_labels(convert({SCAN_SLUG: ct, LOBES_SLUG: path}, tmp_path)[LOBES_SLUG])
+    assert np.array_equal(written.array, expected.array) and written.array.dtype == np.uint8
+    assert written.geometry == expected.geometry
 
 
 def test_refuses_a_damaged_file(scan, tmp_path) -> None:

@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from evaluation.__main__ import app
 from evaluation.compare import compare_methods, parse_methods
+from evaluation.comparison import find_masks
 from evaluation.errors import InputError
+from evaluation.reference import read_reference
 
 runner = CliRunner()
 
@@ -101,6 +103,8 @@ def test_missing_and_ambiguous_masks(tmp_path, reference, methods, predictions, 
     assert outcome.exit_code == 1
     assert outcome.stderr == "method good, case a: got 2 masks, expected either a.mha or a/lesions.mha\n"
     (methods["good"] / "a.mha").unlink()
+    write_mask(methods["good"] / "a" / "lesions.nii.gz", predictions["b"])
+    assert find_masks("good", methods["good"], read_reference(reference))["a"].name == "lesions.mha"
     (methods["poor"] / "b.mha").unlink()
     with pytest.raises(InputError, match="method poor, case b: got 0 masks"):
         compare_methods(reference_directory=reference, methods=methods, out=tmp_path / "out")

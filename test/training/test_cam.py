@@ -8,11 +8,12 @@ from torch.nn import functional
 import training.cam
 from algorithm.errors import InputError
 from algorithm.images import Geometry, Volume
-from training.cam import CamNetwork, cam, min_max, raw_mask, refined_mask, scan_cam, trained_cam
+from training.cam import CamNetwork, cam, min_max, raw_mask, refined_mask, scan_cam
 from training.cases import of_split, read_cases
 from training.chunks import cut_lobe
 from training.files import load_array
 from training.lobe_batches import ScoredLobe
+from training.loop import load_trained
 from training.otsu import otsu_threshold
 from training.parallel import Workers
 from training.prepare import prepare, prepared
@@ -172,7 +173,8 @@ def test_stage_maps_the_cases_that_it_did_not_learn_from(run):
 
 def test_maps_come_from_the_trained_network(run):
     case = of_split(read_cases(run.data), "test")[0]
-    again = scan_cam(trained_cam(run), prepared(run, case), run.config.cam, scales=run.config.pseudo.scales, device=CPU)
+    network = load_trained(CamNetwork(width=run.config.cam.width), run.folder("cam"))
+    again = scan_cam(network, prepared(run, case), run.config.cam, scales=run.config.pseudo.scales, device=CPU)
     stored = load_array(run.folder("cam") / f"{case.name}_cam.npy")
     np.testing.assert_allclose(stored, again, atol=1e-3)
 

@@ -54,11 +54,15 @@ def test_cache_holds_the_whole_scan(phantoms: Path, tmp_path: Path) -> None:
     assert float(lungs) < 0.4 < float(tissue)
 
 
-def test_a_cache_that_is_there_is_kept(phantoms: Path, tmp_path: Path) -> None:
-    case = read_table(phantoms)[0]
-    (tmp_path / case.name).mkdir()
-    cache_scan(case, tmp_path, SETTINGS)
-    assert list((tmp_path / case.name).iterdir()) == []
+def test_a_cache_is_kept_while_its_images_are_the_same(phantoms: Path, tmp_path: Path) -> None:
+    first, second = read_table(phantoms)[:2]
+    cache_scan(first, tmp_path, SETTINGS)
+    kept = tmp_path / first.name / "image.npy"
+    before = kept.stat().st_mtime_ns
+    cache_scan(first, tmp_path, SETTINGS)
+    assert kept.stat().st_mtime_ns == before
+    cache_scan(replace(second, name=first.name), tmp_path, SETTINGS)
+    assert kept.stat().st_mtime_ns != before
 
 
 def test_image_and_lobes_move_together(plain: None) -> None:

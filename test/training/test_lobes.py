@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from algorithm.errors import InputError
+from algorithm.lobe_checks import require_lungs
 from algorithm.model import find_model
 from algorithm.segmenter import LesionSegmenter
 from training.cases import of_split, read_table
@@ -179,3 +181,26 @@ def test_compare_lobes(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="no case with split train"):
         monkeypatch.setattr(lobe_dice, "read_table", lambda data: [case])
         compare_lobes(segmenter, trained.data, tmp_path, split="train", with_lesions=False)
+
+
+def test_a_scan_that_the_model_refuses_counts_as_missed(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = LesionSegmenter.from_directory(find_model(), device="cpu")
+    water = of_split(read_table(trained.data), "test")[0]
+    monkeypatch.setattr(segmenter, "find_lobes", lambda ct: require_lungs(ct.with_array(np.zeros(ct.array.shape)), ct))
+    table = compare_lobes(segmenter, trained.data, tmp_path, split="test", with_lesions=True)
+    assert table[["lungs", "lul", "lll", "rul", "rll", "rml"]].to_numpy().tolist() == [[0.0] * 6]
+    assert f"Refused, and counted as Dice 0: {water.name}: no lungs were found" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_scan_that_cannot_be_used_is_named(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = LesionSegmenter.from_directory(find_model(), device="cpu")
+
+    def unreadable(case: object) -> None:
+        raise InputError("got no pixels")
+
+    monkeypatch.setattr("training.lobe_dice.read_scan", unreadable)
+    name = of_split(read_table(trained.data), "test")[0].name
+    with pytest.raises(InputError, match=f"case {name}: got no pixels"):
+        compare_lobes(segmenter, trained.data, tmp_path, split="test", with_lesions=False)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from algorithm.errors import InputError
-from training.cam import scan_cam, trained_cam
+from training.cam import CamNetwork, scan_cam
 from training.cases import read_cases
 from training.loop import BEST, CHECKPOINT, learning_rate, load_trained, make_fabric, make_optimiser
 from training.prepare import prepared
@@ -152,9 +152,10 @@ def test_two_processes_share_the_maps_of_the_baseline(ready, with_caches, tmp_pa
     run = replace(ready, directory=directory)
     held_out = [case for case in read_cases(ready.data) if case.split != "train"]
     assert len(held_out) == 2
+    network = load_trained(CamNetwork(width=ready.config.cam.width), directory / "cam")
     for case in held_out:
         scales, device = ready.config.pseudo.scales, torch.device("cpu")
-        expected = scan_cam(trained_cam(run), prepared(run, case), ready.config.cam, scales=scales, device=device)
+        expected = scan_cam(network, prepared(run, case), ready.config.cam, scales=scales, device=device)
         np.testing.assert_allclose(np.load(directory / "cam" / f"{case.name}_cam.npy"), expected, atol=1e-3)
 
 

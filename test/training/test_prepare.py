@@ -10,7 +10,7 @@ from algorithm.images import Geometry, Volume
 from training.cases import Case, read_cases
 from training.files import load_array
 from training.parallel import Workers
-from training.prepare import PreparedCase, _sha256_of_images, prepare, prepared
+from training.prepare import PreparedCase, prepare, prepared, sha256_of_images
 from training.settings import TrainingConfig
 from training.stages import Run, Stage, execute
 
@@ -166,11 +166,11 @@ def test_a_dicom_folder_counts_with_all_its_files(tmp_path):
     (tmp_path / "series" / "1.dcm").write_bytes(b"one")
     (tmp_path / "lobes.mha").write_bytes(b"lobes")
     case = Case("a", tmp_path / "series", tmp_path / "lobes.mha", {}, None, None, "train")
-    one = _sha256_of_images(case)
+    one = sha256_of_images(case)
     (tmp_path / "series" / "2.dcm").write_bytes(b"two")
-    both = _sha256_of_images(case)
+    both = sha256_of_images(case)
     (tmp_path / "series" / "2.dcm").write_bytes(b"too")
-    assert len({one, both, _sha256_of_images(case)}) == 3
+    assert len({one, both, sha256_of_images(case)}) == 3
 
 
 @pytest.mark.parametrize("score", ["2", ""])

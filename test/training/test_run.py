@@ -200,16 +200,40 @@ def test_lobes_are_learnt_from_the_data_that_is_named_for_them_and_else_not(fini
         return 0
 
     monkeypatch.setattr("training.run.in_own_process", record)
+    lobe_data = shutil.copytree(finished.data, tmp_path / "lobe-data", symlinks=True)
     assert run_all(finished, "smoke", with_comparison=False) == 0
     assert [command[0] for command in commands] == [
         "prepare", "vessels", "regress", "pseudo", "segment", "subtypes", "export",
     ]  # fmt: skip
     commands.clear()
-    assert run_all(finished, "smoke", with_comparison=False, lobe_data=tmp_path) == 0
+    assert run_all(finished, "smoke", with_comparison=False, lobe_data=lobe_data) == 0
     data = {command[0]: command[command.index("--data") + 1] for command in commands}
     assert list(data)[-2:] == ["lobes", "export"]
-    assert data.pop("lobes") == str(tmp_path)
+    assert data.pop("lobes") == str(lobe_data)
     assert set(data.values()) == {str(finished.data)}
+    commands.clear()
+    with pytest.raises(InputError, match="no-such"):
+        run_all(finished, "smoke", with_comparison=True, lobe_data=tmp_path / "no-such")
+    assert not commands
+
+
+def test_the_comparison_does_not_depend_on_lobes_and_on_what_is_said_of_the_model(finished, tiny_config, capsys):
+    other = changed(changed(tiny_config, "lobes", width=2), "export", name="another")
+    execute(replace(finished, config=other), next(stage for stage in STAGES if stage.name == "ablate"))
+    assert "ablate: done already" in capsys.readouterr().out
+
+
+def test_subtypes_of_other_images_are_not_mixed_in(finished, tmp_path):
+    """A mask that was put in another's place is noticed as soon as `prepare` looks at it again."""
+    for stage in ("prepare", "subtypes"):
+        shutil.copytree(finished.directory / stage, tmp_path / stage)
+    record = json.loads((tmp_path / "prepare" / "done.json").read_text())
+    first = next(iter(record["results"]["images_sha256"]))
+    record["results"]["images_sha256"][first] = "another"
+    (tmp_path / "prepare" / "done.json").write_text(json.dumps(record))
+    subtypes = next(stage for stage in STAGES if stage.name == "subtypes")
+    with pytest.raises(InputError, match="subtypes: begun with other earlier_stages_sha256"):
+        execute(replace(finished, directory=tmp_path), subtypes)
 
 
 def test_comparison_has_a_value_per_row_and_scan(finished):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -19,7 +17,7 @@ from training.lobe_batches import lobe_batches, plain_batch, scored_lobes
 from training.loop import train
 from training.prepare import prepared
 from training.settings import LoopSettings
-from training.settling import BATCHES, Statistics, settle_statistics
+from training.settling import BATCHES, PlainPasses, Statistics, settle_statistics
 
 
 def test_statistics_are_the_mean_over_the_batches_and_nothing_else_changes():
@@ -46,7 +44,8 @@ def test_without_batch_norm_there_is_nothing_to_do():
 def test_settled_statistics_stay_in_training_and_the_weights_do_not():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2), nn.Dropout3d(0.5)).eval()
-    statistics = Statistics(network, lambda model, number: model(torch.randn(2, 1, 4, 4, 4)), 5, nullcontext)
+    plain = PlainPasses(lambda model, number: model(torch.randn(2, 1, 4, 4, 4)), 0.25)
+    statistics = Statistics(network, plain, 20, Fabric(accelerator="cpu", devices=1))
     statistics.before_step(6)
     assert network.training and network[2].training
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -76,7 +75,7 @@ def test_a_batch_of_one_is_learnt_by_its_level_once_statistics_are_settled(tmp_p
     torch.manual_seed(0)
     levels = torch.linspace(0, 3, 200)[torch.randperm(200)]
     images = levels.view(-1, 1, 1, 1, 1, 1) + 0.1 * torch.randn(200, 1, 1, 4, 4, 4)
-    settings = LoopSettings(steps=200, learning_rate=0.05, precision="32-true", settled=settled)
+    settings = LoopSettings(steps=200, learning_rate=0.05, precision="32-true")
     losses = []
 
     def terms(model, image, step):
@@ -85,7 +84,8 @@ def test_a_batch_of_one_is_learnt_by_its_level_once_statistics_are_settled(tmp_p
         return {"square": (1.0, loss)}
 
     fabric = Fabric(accelerator="cpu", devices=1)
-    train(fabric, Level(), images, terms, settings, tmp_path, plain=lambda network, number: network(images[number]))
+    plain = PlainPasses(lambda network, number: network(images[number]), settled)
+    train(fabric, Level(), images, terms, settings, tmp_path, plain=plain)
     assert (np.mean(losses[-50:]) < 0.1) == is_learnt
 
 
@@ -108,7 +108,7 @@ def plain_image(module, start, monkeypatch) -> torch.Tensor:
     with pytest.raises(KeyboardInterrupt):
         start()
     seen = Seen()
-    kept["plain"](seen, 1)
+    kept["plain"].through(seen, 1)
     return seen.image
 
 

@@ -61,7 +61,7 @@ def _by_seed(runs: Sequence[Path]) -> dict[int, Path]:
         record = read_json(run / "ablate" / RECORD)
         seed = int(record["seed"])
         alike = {
-            "settings": {key: value for key, value in record["settings"].items() if key not in ("seed", "export")},
+            "settings": {key: value for key, value in record["settings"].items() if key != "seed"},
             "data": record["data_sha256"],
         }
         if seed in found:

@@ -12,7 +12,6 @@ import pandas as pd
 from algorithm.lobes import LOBES
 from evaluation.agreement import (
     CATEGORIES,
-    LOWEST_BORDER_PERCENT,
     linear_weighted_kappa,
     score_table,
     scores_from_percentages,
@@ -20,16 +19,11 @@ from evaluation.agreement import (
 from evaluation.bootstrap import kappa_interval
 from evaluation.metrics import SUBTYPES
 from evaluation.significance import PairedTest, bonferroni, wilcoxon_signed_rank
+from evaluation.summary import LOWEST_BORDERS_PERCENT
 from training.ablate.rows import CAM_REFINED, CONTEXT, SUPERVISED
 
 IOU_COLUMNS = {"overall": "iou", **{subtype: f"iou_{subtype}" for subtype in SUBTYPES.values()}}
 ROWS_A = {CAM_REFINED: CAM_REFINED, CONTEXT: "dRAM full (+ context)", SUPERVISED: SUPERVISED}
-LOWEST_BORDERS_PERCENT = {
-    "kappa": LOWEST_BORDER_PERCENT,
-    "kappa_border_0_5_percent": 0.5,
-    "kappa_border_0_percent": 0.0,
-}
-"""Where predicted score 1 begins, by the name under which kappa is given for it."""
 KAPPA_HEADER = ("kappa (95 % CI over lobes)", "CI over scans", "kappa at 0.5 %", "kappa at 0 %", "agreement")
 KAPPA_NOTE = (
     "Kappa: predicted score 1 begins at 1 % of a lobe, or where the column says so (at 0 %: with any lesion). The "

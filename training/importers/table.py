@@ -203,10 +203,28 @@ def _with_splits(table: Path, rows: dict[int, Row], *, seed: int, validation: in
     if any(row["split"] for row in rows.values()):
         if validation or test:
             raise InputError(f"{table} states splits; leave out --validation and --test, or its column split")
+        _require_patients_in_one_split(table, rows)
         return rows
     names = {line: row["patient"] or row["case"] for line, row in rows.items()}
     drawn = split_of_cases(names.values(), seed=seed, validation=validation, test=test)
     return {line: row | {"split": drawn[names[line]]} for line, row in rows.items()}
+
+
+def _require_patients_in_one_split(table: Path, rows: dict[int, Row]) -> None:
+    lines: dict[str, list[int]] = {}
+    splits: dict[str, set[str]] = {}
+    for line, row in rows.items():
+        if row["patient"]:
+            lines.setdefault(row["patient"], []).append(line)
+            splits.setdefault(row["patient"], set()).add(row["split"])
+    problems = [
+        f"patient {patient} (lines {', '.join(map(str, lines[patient]))}): got splits {', '.join(sorted(found))}, "
+        "expected one for all scans of a patient"
+        for patient, found in splits.items()
+        if len(found) > 1
+    ]
+    if problems:
+        raise all_problems(str(table), problems)
 
 
 def _require_sound(table: Path, rows: dict[int, Row]) -> None:

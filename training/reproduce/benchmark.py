@@ -11,12 +11,12 @@ from pathlib import Path
 from algorithm.errors import InputError
 from algorithm.segmenter import LesionSegmenter
 from training.files import write_text
-from training.lobe_dice import compare_lobes
+from training.lobe_dice import cases_to_measure_on, compare_lobes
 from training.phantom.chest import PhantomOptions
 from training.phantom.generate import write_phantoms
 from training.reproduce.document import results_document
 from training.reproduce.presence import compare_presence, real_scans
-from training.run import run_all
+from training.run import require_settings, run_all
 from training.stages import Run
 
 PICTURES = ("figure.png", "slices.png")
@@ -93,6 +93,9 @@ def reproduce(
     """
     if real is not None:
         real_scans(real)  # refuses a folder without scans before any work
+    require_settings(run.config, with_comparison=True, lobe_data=lobe_data)
+    if lobe_data is not None:
+        cases_to_measure_on(lobe_data, "test")
     if benchmark.train <= benchmark.healthy:
         raise InputError(f"got {benchmark.train} training cases, {benchmark.healthy} of them healthy: expected more")
     write_phantoms(

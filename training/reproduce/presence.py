@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from algorithm.errors import InputError
-from algorithm.images import Volume, read_ct, read_labels, write_labels
+from algorithm.images import Volume, read_ct, read_geometry, read_labels, write_labels
 from algorithm.lobes import LOBES, check_lobes
 from algorithm.overview import draw_overview
 from algorithm.segmenter import LesionSegmenter
@@ -53,7 +53,7 @@ def real_scans(directory: Path) -> list[Path]:
     """The folders of the scans.
 
     Raises:
-        InputError: there is none, or one has no lobe map.
+        InputError: there is none, one has no lobe map, or readers' labels do not fit their scan.
     """
     folders = sorted(path.parent for path in directory.glob(f"*/{CT}"))
     if not folders:
@@ -61,6 +61,9 @@ def real_scans(directory: Path) -> list[Path]:
     missing = [folder.name for folder in folders if not (folder / LOBE_MAP).is_file()]
     if missing:
         raise InputError(f"{directory}: {', '.join(missing)}: no {LOBE_MAP}, expected the scan's lobes in it")
+    for folder in folders:
+        if (folder / PRESENCE).is_file():
+            _read_presence(folder / PRESENCE, depth=read_geometry(folder / CT).size_zyx[0])
     return folders
 
 

@@ -14,7 +14,7 @@ def make_run(folder, seed, ious, **settings):
     """Two scans, each 0.1 beside the row's mean IoU."""
     ablate = folder / "ablate"
     ablate.mkdir(parents=True)
-    record = {"seed": seed, "data_sha256": "d", "settings": {"seed": seed, "export": {"name": folder.name}, **settings}}
+    record = {"seed": seed, "data_sha256": "d", "settings": {"seed": seed, **settings}}
     (ablate / "done.json").write_text(json.dumps(record))
     lines = [
         {"row": row, "case": case, "iou": iou + change}

@@ -216,6 +216,12 @@ def test_stated_splits(run):
         run(HEADER + ",split", f"a,{row},train", f"b,{row},", f"c,{row},training")
 
 
+def test_a_patient_in_two_stated_splits(run):
+    row = "ct.mha,masks/lobes.mha,0,1,2,3,4"
+    with pytest.raises(InputError, match=r"patient p \(lines 2, 4\): got splits test, train, expected one"):
+        run(HEADER + ",patient,split", f"a,{row},p,train", f"b,{row},q,train", f"c,{row},p,test")
+
+
 def test_a_table_that_cannot_be_trained_on_leaves_nothing(run, tmp_path):
     with pytest.raises(InputError, match="no training case with a lesion: every score is 0"):
         run(HEADER, "a,ct.mha,masks/lobes.mha,0,0,0,0,0")

@@ -59,12 +59,15 @@ def test_lobes_and_real_scans_are_measured_with_the_exported_model(calls, finish
     monkeypatch.setattr(module, "compare_lobes", compare("lobes", "summary.md"))
     monkeypatch.setattr(module, "compare_presence", compare("real", "presence.md"))
     monkeypatch.setattr(module, "real_scans", lambda directory: [])
+    monkeypatch.setattr(module, "require_settings", lambda config, **given: asked.append(("checked", given)))
+    monkeypatch.setattr(module, "cases_to_measure_on", lambda data, split: asked.append((split, data)))
     document = tmp_path / "results.md"
     real, lobes = tmp_path / "real", tmp_path / "lobes"
     run = replace(finished, directory=_linked(finished.directory, tmp_path / "run"))
     assert reproduce(BENCHMARK, run, "smoke", document, real=real, lobe_data=lobes) == 0
     digest = finished.record("export")["results"]["files"]["lesion.safetensors"]
-    assert asked == [("lobes", digest, lobes), ("real", digest, real)]
+    checked = [("checked", {"with_comparison": True, "lobe_data": lobes}), ("test", lobes)]
+    assert asked == [*checked, ("lobes", digest, lobes), ("real", digest, real)]
     assert "table of lobes" in document.read_text() and "table of real" in document.read_text()
 
 
@@ -80,4 +83,6 @@ def test_bad_input_is_refused_before_any_work(calls, finished, tmp_path):
         reproduce(replace(BENCHMARK, train=1), finished, "smoke", tmp_path / "results.md")
     with pytest.raises(InputError, match=r"no folder with ct\.mha"):
         reproduce(BENCHMARK, finished, "smoke", tmp_path / "results.md", real=tmp_path)
+    with pytest.raises(InputError, match="cases.csv"):
+        reproduce(BENCHMARK, finished, "smoke", tmp_path / "results.md", lobe_data=tmp_path)
     assert not calls
