@@ -36,8 +36,13 @@ class Case:
     images: Mapping[str, str]
 
     def identity(self) -> dict[str, str]:
-        """What each input is, by slug: the SHA-256 of a file, or the address on the platform."""
-        return {slug: sha256(path) for slug, path in self.files.items()} | dict(self.images)
+        """See `identity_of`."""
+        return identity_of(self.files, self.images)
+
+
+def identity_of(files: Mapping[str, Path], images: Mapping[str, str]) -> dict[str, str]:
+    """What each input is, by slug: the SHA-256 of a file as it is now, or the address on the platform."""
+    return {slug: sha256(path) for slug, path in files.items()} | dict(images)
 
 
 def find_cases(scans: Path, lobes: Path | None) -> list[Case]:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from batch.cases import Case, sha256, shortened
+from batch.cases import Case, identity_of, shortened
 from batch.errors import InputError
 from batch.results import CASE_FILE, finished_here, write_whole
 
@@ -92,7 +92,7 @@ class CaseRecord(BaseModel):
 
     def current_inputs(self) -> dict[str, str]:
         """What `inputs` would be if the files were taken up now."""
-        return {slug: sha256(path) for slug, path in self.files.items()} | self.images
+        return identity_of(self.files, self.images)
 
     def begin(self) -> None:
         """Give the uploads to come a name of their own."""

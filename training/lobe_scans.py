@@ -17,8 +17,8 @@ from algorithm.lobe_input import lobe_network_input
 from algorithm.preprocess import bounding_box, resample
 from training.appearance import randomise
 from training.cases import Case, read_scan
-from training.files import load_array, read_json, save_array, whole_folder, write_json
-from training.prepare import SOURCE, sha256_of_images
+from training.files import load_array, save_array, whole_folder, write_json
+from training.prepare import SOURCE, is_made_of, sha256_of_images
 from training.settings import LobeSettings
 
 CUT_SHARE = 0.2  # of crops that may leave out any part of the lungs
@@ -55,7 +55,7 @@ def cache_scan(case: Case, folder: Path, settings: LobeSettings) -> None:
         InputError: an image cannot be used, or the resampled lobes are empty.
     """
     target, source = folder / case.name, {"sha256": sha256_of_images(case)}
-    if (target / SOURCE).is_file() and read_json(target / SOURCE) == source:
+    if is_made_of(source, target):
         return
     shutil.rmtree(target, ignore_errors=True)
     scan = read_scan(case)

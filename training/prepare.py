@@ -116,7 +116,7 @@ def _prepare_case(case: Case, folder: Path, settings: PrepareSettings) -> str | 
     target = folder / case.name
     source = {"sha256": sha256_of_images(case)}
     is_whole = PreparedCase(case.name, target).is_whole(with_reference=case.lesions is not None)
-    if is_whole and (target / SOURCE).is_file() and read_json(target / SOURCE) == source:
+    if is_whole and is_made_of(source, target):
         return None
     shutil.rmtree(target, ignore_errors=True)
     try:
@@ -128,6 +128,11 @@ def _prepare_case(case: Case, folder: Path, settings: PrepareSettings) -> str | 
         _write_caches(scan, chunks, unnamed, settings)
         write_json(unnamed / SOURCE, source)
     return None
+
+
+def is_made_of(source: dict[str, str], folder: Path) -> bool:
+    """Whether a cache is there and says that it was made of this."""
+    return (folder / SOURCE).is_file() and read_json(folder / SOURCE) == source
 
 
 def sha256_of_images(case: Case) -> str:

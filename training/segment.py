@@ -34,7 +34,7 @@ from training.losses import bootstrapping_loss
 from training.parallel import console
 from training.prepare import PreparedCase, prepared
 from training.settings import SegmentSettings
-from training.settling import PlainPasses
+from training.settling import image_passes
 from training.stages import Run
 
 Labels = Literal["pseudo", "reference"]
@@ -89,11 +89,7 @@ def _train(run: Run, folder: Path, labels: Labels) -> dict[str, Any]:
         image, target, inside = augmented_crops(crops, seed=seed, device=fabric.device)
         return {"bootstrapping": (1.0, mean_loss(model(image), target, inside, beta=settings.beta))}
 
-    def through(model: nn.Module, number: int) -> object:
-        image = torch.stack([crop.image[None] for crop in batches[number]]).to(fabric.device)
-        return model(image.contiguous(memory_format=torch.channels_last_3d))
-
-    plain = PlainPasses(through, settings.settled)
+    plain = image_passes(batches, device=fabric.device, settled=settings.settled)
     train(fabric, new_network(settings), batches, terms, settings, folder, plain=plain, readers=run.workers.count)
     network = make_network(load_trained(new_network(settings), folder), device=fabric.device)
     return {"scans": len(scans), "labels": labels, "lesion_margin": _chosen_margin(run, network)}

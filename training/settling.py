@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from training.batches import Batches
 
 BATCHES = 16
 
@@ -50,6 +53,16 @@ class PlainPasses:
 
     through: Callable[[nn.Module, int], object]
     settled: float
+
+
+def image_passes(batches: Batches[Any, Any], *, device: torch.device, settled: float) -> PlainPasses:
+    """Batches whose items have an ``image`` (z, y, x) without augmentation, for a network of it alone."""
+
+    def through(model: nn.Module, number: int) -> object:
+        image = torch.stack([item.image[None] for item in batches[number]]).to(device)
+        return model(image.contiguous(memory_format=torch.channels_last_3d))
+
+    return PlainPasses(through, settled)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from training.loop import Terms, load_trained, make_fabric, train
 from training.parallel import console, over_scans
 from training.prepare import PreparedCase, prepared
 from training.settings import VesselSettings
-from training.settling import PlainPasses
+from training.settling import image_passes
 from training.stages import Run
 from training.vesselness import eroded, reference_vessels, without_thick
 
@@ -223,12 +223,7 @@ def _train(run: Run, fabric: Fabric, scans: list[HealthyScan], folder: Path) -> 
         return vessel_terms(model(image.contiguous(memory_format=torch.channels_last_3d)), target, inside)
 
     as_they_are = Batches(scans, partial(patches, stretched=False), size=settings.batch, seed=run.config.seed)
-
-    def through(model: nn.Module, number: int) -> object:
-        image = torch.stack([patch.image[None] for patch in as_they_are[number]]).to(device)
-        return model(image.contiguous(memory_format=torch.channels_last_3d))
-
-    plain = PlainPasses(through, settings.settled)
+    plain = image_passes(as_they_are, device=device, settled=settings.settled)
     train(fabric, new_network(settings), batches, terms, settings, folder, plain=plain, readers=run.workers.count)
 
 

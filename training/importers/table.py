@@ -211,17 +211,15 @@ def _with_splits(table: Path, rows: dict[int, Row], *, seed: int, validation: in
 
 
 def _require_patients_in_one_split(table: Path, rows: dict[int, Row]) -> None:
-    lines: dict[str, list[int]] = {}
-    splits: dict[str, set[str]] = {}
+    splits: dict[str, dict[int, str]] = {}  # by line, of each patient
     for line, row in rows.items():
         if row["patient"]:
-            lines.setdefault(row["patient"], []).append(line)
-            splits.setdefault(row["patient"], set()).add(row["split"])
+            splits.setdefault(row["patient"], {})[line] = row["split"]
     problems = [
-        f"patient {patient} (lines {', '.join(map(str, lines[patient]))}): got splits {', '.join(sorted(found))}, "
-        "expected one for all scans of a patient"
-        for patient, found in splits.items()
-        if len(found) > 1
+        f"patient {patient} (lines {', '.join(map(str, by_line))}): got splits "
+        f"{', '.join(sorted(set(by_line.values())))}, expected one for all scans of a patient"
+        for patient, by_line in splits.items()
+        if len(set(by_line.values())) > 1
     ]
     if problems:
         raise all_problems(str(table), problems)
