@@ -26,14 +26,16 @@ from training.cases import TABLE
 from training.files import explained_when_full, read_json, remove_stale, write_json
 from training.parallel import Workers, console, end_workers
 from training.settings import Settings, TrainingConfig
+from training.stopwatch import all_starts
 
 RECORD = "done.json"
 BASIS = "basis.json"
 CONFIG = "config.json"
+SECONDS = "seconds.json"
 
 _LIBRARIES = ("torch", "lightning-fabric", "numpy", "scipy", "SimpleITK")
 _EARLIER, _USED = "earlier_stages_sha256", "used_if_done_sha256"
-_COST = ("seconds_of_last_start", "peak_memory_gb", "peak_memory_of_a_worker_gb", "environment", "config")
+_COST = ("seconds", "peak_memory_gb", "peak_memory_of_a_worker_gb", "environment", "config")
 _PATIENCE_S = 600.0
 _POLL_S = 0.1
 
@@ -169,22 +171,23 @@ def _work(run: Run, stage: Stage, folder: Path, basis: dict[str, Any]) -> None:
     write_json(folder / BASIS, basis)
     about = {"config": run.config.model_dump(mode="json"), "environment": environment()}
     write_json(run.directory / CONFIG, {"data": str(run.data), **about})
-    started = time.perf_counter()
-    results = stage.work(run, folder)
-    end_workers()  # the system counts the memory of processes that have ended
+    with all_starts(folder / SECONDS) as seconds:
+        results = stage.work(run, folder)
+        end_workers()  # the system counts the memory of processes that have ended
+        spent = seconds()
     record = {
         "stage": stage.name,
         **basis,
         "results": results,
         "files_sha256": _sha256_of_files(folder),
-        "seconds_of_last_start": round(time.perf_counter() - started, 1),
+        "seconds": spent,
         "peak_memory_gb": _peak_memory_gb(resource.RUSAGE_SELF),
         "peak_memory_of_a_worker_gb": _peak_memory_gb(resource.RUSAGE_CHILDREN),
         **about,
     }
     write_json(folder / RECORD, record)
     peaks = f"peak {record['peak_memory_gb']} GB, of a worker {record['peak_memory_of_a_worker_gb']} GB"
-    cost = f"{record['seconds_of_last_start']} s, {peaks}"
+    cost = f"{spent} s, {peaks}"
     console.print(f"{stage.name}: {cost}; {folder}", markup=False, soft_wrap=True)
 
 

@@ -238,6 +238,18 @@ def test_memory_is_that_of_this_process_and_of_its_largest_child(run, capsys):
     assert f"peak {record['peak_memory_gb']} GB, of a worker {record['peak_memory_of_a_worker_gb']} GB" in printed
 
 
+def test_all_starts_of_a_stage_count(run, capsys):
+    folder = run.directory / "one"
+    folder.mkdir(parents=True)
+    write_text(folder / "seconds.json", '{"seconds": 1000}')  # as a start left it that was killed
+    with pytest.raises(ValueError, match="a bug"):
+        execute(run, stage(Work(error=ValueError("a bug"))))
+    execute(run, stage(Work()))
+    seconds = run.record("one")["seconds"]
+    assert 1000 <= seconds < 1300 and f"one: {seconds} s, peak" in capsys.readouterr().out
+    assert not (folder / "seconds.json").exists()
+
+
 def test_a_full_disk_anywhere_in_a_stage_is_said_and_the_stage_goes_on_later(run):
     full = OSError(28, "No space left on device")
     with pytest.raises(InputError, match=r"run/one: no space left on the disk, .* finished parts are kept") as caught:

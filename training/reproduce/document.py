@@ -130,8 +130,8 @@ def _cost(run: Run) -> str:
         if (run.directory / stage.name / RECORD).is_file():
             record = run.record(stage.name)
             memory = max(record["peak_memory_gb"], record["peak_memory_of_a_worker_gb"])
-            lines.append([stage.name, f"{record['seconds_of_last_start'] / 60:.1f}", f"{memory:.1f}"])
-    note = "\nOf the last start, where a stage was interrupted; memory is that of its largest process.\n"
+            lines.append([stage.name, f"{record['seconds'] / 60:.1f}", f"{memory:.1f}"])
+    note = "\nOf all starts, where a stage was interrupted; memory is that of its largest process in the last one.\n"
     return markdown(["stage", "minutes", "peak GB"], lines) + note
 
 

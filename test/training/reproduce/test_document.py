@@ -74,6 +74,6 @@ def test_the_document_takes_its_numbers_from_the_run(finished):
     assert "3 for train, 1 for validation, 1 for test" in text
     assert "](p/figure.png)" in text and "](p/slices.png)" in text
     assert re.search(r"on \d+ cores, .+ at commit ", text)
-    minutes = finished.record("regress")["seconds_of_last_start"] / 60
+    minutes = finished.record("regress")["seconds"] / 60
     assert f"| regress | {minutes:.1f} |" in text
     assert "Real scans" not in text and "Lobes from" not in text
