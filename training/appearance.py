@@ -17,25 +17,29 @@ from algorithm.lobes import LEFT, LOBES, RIGHT
 
 CONSOLIDATION = (0.62, 0.78)  # of the window -1024 to 400 HU: -140 to 90 HU
 GLASS_GAIN = (0.07, 0.40)  # 100 to 570 HU
-BLOBS_SHARE, SIDE_SHARE = 0.2, 0.12  # of chests that are given them; where most are, lung is expected behind any edge
 CELL_VOXELS = (6, 32)  # between the independent values of a random field
 
 
-def randomise(image: Tensor, lobes: Tensor, rng: np.random.Generator) -> Tensor:
+def randomise(
+    image: Tensor, lobes: Tensor, rng: np.random.Generator, *, spotted_share: float, consolidated_share: float
+) -> Tensor:
     """Give a chest lesions and another look.
 
     Args:
         image: windowed intensity in [0, 1], (D, H, W).
         lobes: labels of `algorithm.lobes.LOBES`, (D, H, W).
         rng: draws everything.
+        spotted_share: probability of lesions, anything from a spot to a lobe.
+        consolidated_share: probability of consolidation of one lung, or of both, on one side of a plane. Where most
+            chests have either, lung is expected behind any dense edge.
 
     Returns:
         The same shape, in [0, 1].
     """
     lungs = (lobes > 0).float()
-    if rng.random() < BLOBS_SHARE:
+    if rng.random() < spotted_share:
         image = _add_blobs(image, _some_lobes(lobes, rng), rng)
-    if rng.random() < SIDE_SHARE:
+    if rng.random() < consolidated_share:
         image = _consolidate_side(image, lobes, rng)
     image = _change_contrast(image, lungs, rng)
     image = torch.lerp(image, functional.avg_pool3d(image[None], 3, 1, 1)[0], float(rng.uniform(-0.4, 1.0)))

@@ -99,7 +99,14 @@ def random_crop(
         return functional.grid_sample(whole, grid, mode=mode, padding_mode="zeros", align_corners=False)[0, 0]
 
     labels = sampled(item.lobes, "nearest").round().long()
-    return randomise(sampled(item.image, "bilinear"), labels, rng)[None, None], labels[None]
+    image = randomise(
+        sampled(item.image, "bilinear"),
+        labels,
+        rng,
+        spotted_share=settings.spotted_share,
+        consolidated_share=settings.consolidated_share,
+    )
+    return image[None, None], labels[None]
 
 
 def _random_affine(rng: np.random.Generator, lobes: Tensor, settings: LobeSettings) -> Tensor:

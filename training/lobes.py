@@ -19,7 +19,7 @@ from algorithm.errors import InputError
 from algorithm.folded_network import FoldedUNet
 from algorithm.lobe_segmenter import lobe_probability
 from algorithm.lobes import LOBES
-from algorithm.model import LobeNetwork
+from algorithm.model import LobeNetwork, load_model
 from evaluation.metrics import dice
 from training.batches import Batches
 from training.cases import Case, of_split, read_table
@@ -37,12 +37,17 @@ PRIOR = (0.8, *(0.04 for _ in LOBES))
 def lobes(run: Run, folder: Path) -> dict[str, Any]:
     """Train on the CTs and lobe masks of the training cases; those of the validation cases choose the best network.
 
+    Returns:
+        The numbers of ``training_cases`` and ``validation_cases``, Dice of the latter, and of a network that did not
+        begin untrained, what it was ``started_from``.
+
     Raises:
-        InputError: there is no training case, or an image cannot be used.
+        InputError: there is no training case, an image cannot be used, or the model to start from is of another kind.
     """
     settings, seed = run.config.lobes, run.config.seed
     cases = cases_to_learn_from(run.data)
     fabric = make_fabric(run, settings.precision)
+    network = first_network(settings)
     used = [*of_split(cases, "train"), *of_split(cases, "validation")]
     mine = used[fabric.global_rank :: fabric.world_size]
     over_scans("coarse scans", partial(cache_scan, folder=folder / CACHE, settings=settings), mine, run.workers)
@@ -62,7 +67,7 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
 
     train(
         fabric,
-        new_network(settings),
+        network,
         Batches(scans, read_lobe_scan, size=settings.batch, seed=seed),
         terms,
         settings,
@@ -72,10 +77,11 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
         else None,
         readers=run.workers.count,
     )
-    network = trained(settings, folder).to(fabric.device)
+    best = trained(settings, folder).to(fabric.device)
     with torch.inference_mode(), fabric.autocast():
-        results = measure_dice(network, validation, fabric.device) if validation else {}
-    return {"training_cases": len(scans), "validation_cases": len(validation), "validation": results}
+        results = measure_dice(best, validation, fabric.device) if validation else {}
+    numbers = {"training_cases": len(scans), "validation_cases": len(validation), "validation": results}
+    return numbers | ({"started_from": _about_the_start(settings.start_from)} if settings.start_from else {})
 
 
 def cases_to_learn_from(data: Path) -> list[Case]:
@@ -102,6 +108,30 @@ def new_network(settings: LobeSettings) -> FoldedUNet:
     network = description(settings).untrained()
     network.set_prior(PRIOR)
     return network
+
+
+def first_network(settings: LobeSettings) -> FoldedUNet:
+    """The network that training begins with: an untrained one, or that of another model.
+
+    Raises:
+        InputError: the other model cannot be used, has no lobe network, or one that is built otherwise.
+    """
+    if settings.start_from is None:
+        return new_network(settings)
+    model = load_model(settings.start_from)
+    theirs, ours = model.description.lobe_network, description(settings)
+    if model.lobe_network is None or theirs != ours:
+        raise InputError(
+            f"lobes.start_from: {settings.start_from} has {theirs or 'no lobe network'}, expected {ours}; "
+            "name another model, or set [lobes] as it was trained"
+        )
+    return model.lobe_network.train()
+
+
+def _about_the_start(model: Path) -> dict[str, Any]:
+    """Which network training began with, and how that one was trained."""
+    about = load_model(model).description
+    return {"lobe_weights_sha256": about.identity.lobe_weights_sha256, **about.training.get("lobes", {})}
 
 
 def trained(settings: LobeSettings, folder: Path) -> FoldedUNet:

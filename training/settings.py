@@ -166,6 +166,9 @@ class LobeSettings(LoopSettings):
     rotation_degrees: float = Field(15.0, ge=0, description="largest turn about each axis")
     scale_range: tuple[PositiveFloat, PositiveFloat] = Field((0.8, 1.25), description="by which chests are scaled")
     bend_mm: float = Field(6.0, ge=0, description="largest deviation of the smooth displacement that bends chests")
+    spotted_share: float = Field(0.2, ge=0, le=1, description="of chests that are given more lesions, spot to lobe")
+    consolidated_share: float = Field(0.12, ge=0, le=1, description="of chests of which a lung or both consolidate")
+    start_from: Path | None = Field(None, description="model directory whose lobe network the training begins with")
     validate_every: int = Field(500, ge=1, description="steps between validations")
     data: str = Field("not described", description="what the network was trained on, in a sentence, for model.json")
 

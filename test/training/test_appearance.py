@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
-from training.appearance import _consolidate_side, _thicken_slices, random_field, randomise
+from training.appearance import _consolidate_side, _thicken_slices, random_field
+from training.appearance import randomise as randomise_with
 
 SHAPE = (24, 20, 32)
+randomise = partial(randomise_with, spotted_share=0.2, consolidated_share=0.12)
 
 
 def chest() -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,6 +47,19 @@ def test_lesions_fill_lungs_up_to_tissue_in_some_draws_and_leave_them_alone_in_o
     ]
     assert min(dense) < 0.01
     assert max(dense) > 0.4
+
+
+def dense_draws(**shares: float) -> int:
+    """How many of 20 draws have dense lung, more than a tenth of it."""
+    image, lobes = chest()
+    draws = (randomise_with(image, lobes, np.random.default_rng(seed), **shares)[lobes > 0] for seed in range(20))
+    return sum(float((lung > 0.5).float().mean()) > 0.1 for lung in draws)
+
+
+def test_shares_say_how_many_chests_get_lesions() -> None:
+    none, some, all_of_them = (dense_draws(spotted_share=0.0, consolidated_share=share) for share in (0.0, 0.3, 1.0))
+    assert none < some < all_of_them
+    assert none < dense_draws(spotted_share=1.0, consolidated_share=0.0)
 
 
 def test_one_side_is_consolidated_and_nothing_else_changes() -> None:

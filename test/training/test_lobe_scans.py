@@ -21,7 +21,7 @@ SETTINGS = LobeSettings(fold=1, precision="32-true", crop_size_zyx=(32, 24, 40),
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Crops that are turned, scaled and shifted, but look like the scan."""
-    monkeypatch.setattr(lobe_scans, "randomise", lambda image, lobes, rng: image)
+    monkeypatch.setattr(lobe_scans, "randomise", lambda image, lobes, rng, **shares: image)
 
 
 def item(lobes: NDArray[np.uint8], position: int = 0) -> LobeScanItem:

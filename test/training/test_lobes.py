@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 
 from algorithm.errors import InputError
 from algorithm.lobe_checks import require_lungs
-from algorithm.model import find_model
+from algorithm.model import find_model, load_model
 from algorithm.segmenter import LesionSegmenter
 from training.cases import of_split, read_table
 from training.lobe_dice import compare_lobes
@@ -97,6 +98,50 @@ def test_stage_lowers_the_loss_of_what_it_has_seen(trained: Run) -> None:
                 total += float(sum(weight * value for weight, value in lobe_terms(network(image), target).values()))
         losses.append(total)
     assert losses[1] < 0.99 * losses[0]
+
+
+def start_from(run: Run, directory: Path, model: Path, **values: Any) -> Run:
+    lobes = {**run.config.lobes.model_dump(mode="json"), "start_from": str(model), **values}
+    config = TrainingConfig.model_validate_json(json.dumps({**run.config.model_dump(mode="json"), "lobes": lobes}))
+    return replace(run, config=config, directory=directory)
+
+
+def as_of_model(model: Path) -> dict[str, Any]:
+    """The settings that a model's lobe network was built with."""
+    theirs = json.loads((model / "model.json").read_text())["lobe_network"]
+    return {name: theirs[name] for name in ("width", "spacing_mm", "fold", "window_hu")}
+
+
+def test_training_may_begin_with_the_network_of_a_model(trained: Run, tmp_path: Path) -> None:
+    model = find_model()
+    run = start_from(trained, tmp_path, model, **as_of_model(model), steps=1, learning_rate=1e-9)
+    execute(run, STAGE)
+    theirs = load_model(model).lobe_network
+    ours = trained_network(run.config.lobes, run.folder("lobes"))
+    assert theirs is not None
+    for name, value in theirs.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name], value, atol=1e-6)
+    began = run.record("lobes")["results"]["started_from"]
+    description = load_model(model).description
+    assert began == {"lobe_weights_sha256": description.files["lobes.safetensors"], **description.training["lobes"]}
+
+
+def test_a_model_to_start_from_must_have_the_same_network(trained: Run, tmp_path: Path) -> None:
+    model = find_model()
+    width = as_of_model(model)["width"] + 1
+    with pytest.raises(InputError, match=rf"lobes\.start_from: .* has .*, expected .*width={width}"):
+        execute(start_from(trained, tmp_path / "one", model, **{**as_of_model(model), "width": width}), STAGE)
+    without = tmp_path / "model"
+    shutil.copytree(model, without)
+    description = json.loads((without / "model.json").read_text())
+    description["lobe_network"] = None
+    del description["files"]["lobes.safetensors"]
+    (without / "model.json").write_text(json.dumps(description))
+    (without / "lobes.safetensors").unlink()
+    with pytest.raises(InputError, match="has no lobe network, expected"):
+        execute(start_from(trained, tmp_path / "two", without), STAGE)
+    with pytest.raises(InputError, match="nowhere"):
+        execute(start_from(trained, tmp_path / "three", tmp_path / "nowhere"), STAGE)
 
 
 def test_needs_training_cases(trained: Run, tmp_path: Path) -> None:
