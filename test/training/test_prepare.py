@@ -103,7 +103,7 @@ def test_bad_cases_are_told_together_and_the_good_ones_are_kept(run):
         execute(run, STAGE)
     folder = run.directory / "prepare"
     before = state(folder / "a")
-    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "basis.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "basis.json", "seconds.json"]
     for name in ("c", "d"):
         write_case(run.data, name)
     execute(run, STAGE)

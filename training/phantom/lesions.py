@@ -181,9 +181,10 @@ def _fill_kinds(
     solid_hu, leaning = rng.uniform(-90, 50, count), rng.normal(0, 7, count)
     paved = rng.random(count) < style.paving
     belongs = special.softmax(near / np.float32(0.12), axis=0)
-    gain_hu, solid_hu, leaning, paving = (
-        (np.asarray(value, dtype=np.float32) @ belongs) for value in (gain, solid_hu, leaning, paved)
-    )
+    with np.errstate(invalid="ignore"):  # BLAS may say so of what lies past the end of finite arrays
+        gain_hu, solid_hu, leaning, paving = (
+            (np.asarray(value, dtype=np.float32) @ belongs) for value in (gain, solid_hu, leaning, paved)
+        )
     mottle = fractal(rng, position, (9.0, 3.6), (0.7, 0.7))
     lines = np.exp(-((fractal(rng, position, (7.0,), (1.0,)) / np.float32(0.25)) ** 2))
     rank = np.minimum(inside_mm, 12) + 2 * mottle + leaning + 7 * fractal(rng, position, (26.0,), (1.0,))
