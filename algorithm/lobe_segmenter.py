@@ -10,23 +10,21 @@ import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional
 
 from algorithm.errors import InputError
+from algorithm.folded_network import FoldedUNet
 from algorithm.images import Geometry, Volume
 from algorithm.lobe_checks import require_lungs, what_is_implausible
 from algorithm.lobe_input import lobe_network_input
 from algorithm.lobes import LEFT, LOBES, RIGHT, check_lobes
 from algorithm.model import Model
-from algorithm.network import PERIOD
 from algorithm.orientation import from_canonical, to_canonical
 from algorithm.preprocess import Box, bounding_box, crop, cropped, resample
 
 Source = Literal["given", "model", "lungmask"]
-LUNG_MARGIN = 4  # voxels around the lungs that the network sees the second time
+LUNG_MARGIN = 8  # voxels around the lungs that the network sees of them
 SMALLEST_PROBABILITY = 0.02  # below which a lobe is not looked for
-SMALLEST_INPUT = 2 * PERIOD  # voxels per axis; instance normalisation needs more than one at the coarsest level
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class LobeSegmenter:
         return found_lobes(from_canonical(canonical.with_array(labels), ct.geometry), ct, "model", confidence)
 
 
-def lobe_probability(network: nn.Module, image: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+def lobe_probability(network: FoldedUNet, image: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
     """Probability of background and of each lobe, by label: of the whole scan, and again of the box around the lungs.
 
     Normalisation sees all that the network is given, and what lies around the lungs differs from scan to scan; the
@@ -126,9 +124,10 @@ def lobe_probability(network: nn.Module, image: NDArray[np.float32], device: tor
 
 
 @torch.inference_mode()
-def probability_at_once(network: nn.Module, image: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+def probability_at_once(network: FoldedUNet, image: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
     """What `lobe_probability` gives, of a scan or a part of it as it is."""
-    missing = [max(-n % PERIOD, SMALLEST_INPUT - n) for n in image.shape]
+    least = 2 * network.period  # instance normalisation needs more than one voxel at the coarsest level
+    missing = [max(-n % network.period, least - n) for n in image.shape]
     padded = functional.pad(torch.from_numpy(image), [k for n in missing[::-1] for k in (0, n)])
     batch = padded[None, None].to(device).contiguous(memory_format=torch.channels_last_3d)
     depth, height, width = image.shape

@@ -13,6 +13,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from algorithm.errors import InputError
+from algorithm.folded_network import FoldedUNet
 from algorithm.lobes import LOBES
 from algorithm.network import UNet3D
 from algorithm.preprocess import WINDOW_HU
@@ -58,11 +59,12 @@ class LobeNetwork(_Part):
     padding: Literal["same"] = "same"
     norm: Literal["instance"] = "instance"
     spacing_mm: float = Field(gt=0)
+    fold: int = Field(1, ge=1, description="voxels per axis of the blocks that the network computes on")
     window_hu: tuple[float, float]
 
-    def untrained(self) -> UNet3D:
+    def untrained(self) -> FoldedUNet:
         """A network of this size, with a logit for the background and one for each lobe, by label."""
-        return UNet3D(out_channels=1 + len(LOBES), width=self.width, padding=self.padding, norm=self.norm)
+        return FoldedUNet(classes=1 + len(LOBES), width=self.width, fold=self.fold, norm=self.norm)
 
 
 class ModelDescription(_Part):
@@ -108,7 +110,7 @@ class Model:
     description: ModelDescription
     network: UNet3D
     reference: ReferenceComponents
-    lobe_network: UNet3D | None
+    lobe_network: FoldedUNet | None
 
 
 def find_model(explicit: Path | None = None) -> Path:

@@ -6,36 +6,45 @@ sharpness and field of view vary far beyond what is real, and lesions fill anyth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from algorithm.lobes import LEFT, RIGHT
+from algorithm.lobes import LEFT, LOBES, RIGHT
 
 CONSOLIDATION = (0.62, 0.78)  # of the window -1024 to 400 HU: -140 to 90 HU
 GLASS_GAIN = (0.07, 0.40)  # 100 to 570 HU
-CELL_VOXELS = (3, 16)  # between the independent values of a random field
+CELL_VOXELS = (6, 32)  # between the independent values of a random field
 
 
-def randomise(image: Tensor, lobes: Tensor, rng: np.random.Generator) -> Tensor:
+def randomise(
+    image: Tensor, lobes: Tensor, rng: np.random.Generator, *, spotted_share: float, consolidated_share: float
+) -> Tensor:
     """Give a chest lesions and another look.
 
     Args:
         image: windowed intensity in [0, 1], (D, H, W).
-        lobes: share of each voxel that belongs to each lobe, in the order of their labels, (5, D, H, W).
+        lobes: labels of `algorithm.lobes.LOBES`, (D, H, W).
         rng: draws everything.
+        spotted_share: probability of lesions, anything from a spot to a lobe.
+        consolidated_share: probability of consolidation of one lung, or of both, on one side of a plane. Where most
+            chests have either, lung is expected behind any dense edge.
 
     Returns:
         The same shape, in [0, 1].
     """
-    lungs = lobes.sum(dim=0)
-    if rng.random() < 0.5:
+    lungs = (lobes > 0).float()
+    if rng.random() < spotted_share:
         image = _add_blobs(image, _some_lobes(lobes, rng), rng)
-    if rng.random() < 0.3:
+    if rng.random() < consolidated_share:
         image = _consolidate_side(image, lobes, rng)
     image = _change_contrast(image, lungs, rng)
     image = torch.lerp(image, functional.avg_pool3d(image[None], 3, 1, 1)[0], float(rng.uniform(-0.4, 1.0)))
+    if rng.random() < 0.25:
+        image = _thicken_slices(image, rng)
     image = image + _noise(image, rng)
     return _narrow_view(image.clamp(0, 1), rng)
 
@@ -49,10 +58,14 @@ def random_field(shape: tuple[int, ...], rng: np.random.Generator, device: torch
 
 
 def _some_lobes(lobes: Tensor, rng: np.random.Generator) -> Tensor:
-    """The share of each voxel that belongs to some of the lobes, one at least."""
-    chosen = rng.random(len(lobes)) < rng.uniform(0.2, 1.0)
-    chosen[rng.integers(len(lobes))] = True
-    return lobes[torch.from_numpy(chosen).to(lobes.device)].sum(dim=0)
+    """1 where some of the lobes are, one at least, else 0."""
+    chosen = rng.random(len(LOBES)) < rng.uniform(0.2, 1.0)
+    chosen[rng.integers(len(LOBES))] = True
+    return _members(lobes, [lobe.label for lobe, taken in zip(LOBES, chosen, strict=True) if taken])
+
+
+def _members(lobes: Tensor, labels: Sequence[int]) -> Tensor:
+    return torch.isin(lobes, torch.tensor(labels, device=lobes.device)).float()
 
 
 def _add_blobs(image: Tensor, where: Tensor, rng: np.random.Generator) -> Tensor:
@@ -69,9 +82,8 @@ def _add_blobs(image: Tensor, where: Tensor, rng: np.random.Generator) -> Tensor
 
 def _consolidate_side(image: Tensor, lobes: Tensor, rng: np.random.Generator) -> Tensor:
     """Consolidation of one lung, or of both, on one side of a rough plane."""
-    sides = ([label - 1 for label in LEFT], [label - 1 for label in RIGHT])
-    chosen = sides[rng.integers(2)] if rng.random() < 0.8 else sides[0] + sides[1]
-    where = lobes[chosen].sum(dim=0)
+    side = (LEFT, RIGHT)[rng.integers(2)]
+    where = _members(lobes, side if rng.random() < 0.8 else LEFT + RIGHT)
     normal = rng.normal(size=3) + (-0.7, 0.7, 0.0)  # rather low and at the back
     ramps = (torch.linspace(-1, 1, n, device=image.device) for n in image.shape)
     z, y, x = torch.meshgrid(*ramps, indexing="ij")
@@ -102,6 +114,12 @@ def _change_contrast(image: Tensor, lungs: Tensor, rng: np.random.Generator) -> 
     return gained * float(rng.uniform(0.9, 1.1)) + float(rng.uniform(-0.04, 0.04))
 
 
+def _thicken_slices(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """The mean of 3 or 5 slices in each."""
+    slices = 3 if rng.random() < 0.6 else 5
+    return functional.avg_pool3d(image[None], (slices, 1, 1), 1, (slices // 2, 0, 0), count_include_pad=False)[0]
+
+
 def _noise(image: Tensor, rng: np.random.Generator) -> Tensor:
     noise = torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32)).to(image.device)
     if rng.random() < 0.5:
@@ -118,7 +136,7 @@ def _narrow_view(image: Tensor, rng: np.random.Generator) -> Tensor:
         image = image * (torch.hypot(y[:, None], x[None]) < radius)
     if rng.random() < 0.2:
         starts = [int(rng.integers(n)) for n in (depth, height, width)]
-        box = tuple(slice(start, start + int(rng.integers(4, 30))) for start in starts)
+        box = tuple(slice(start, start + int(rng.integers(8, 60))) for start in starts)
         image = image.clone()
         image[box] = float(rng.random())
     return image

@@ -84,6 +84,7 @@ def _lobes_of_run(run: Run) -> LobePart | None:
         return None
     settings = LobeSettings(**record["settings"])
     about = {name: record[name] for name in ("seed", "data_sha256", "settings", "results", "environment")}
+    about["settings"].pop("start_from", None)  # a place on this machine; the results say what lay there
     weights = to_safetensors(_contiguous(trained_lobes(settings, run.folder(LOBE_STAGE))))
     return LobePart(weights, lobe_description(settings), {"data": settings.data, **about})
 

@@ -1,4 +1,4 @@
-"""Whole scans with their lobes, coarse, for the network that finds lobes; random crops of them."""
+"""Whole scans with their lobes, resampled, for the network that finds lobes; random crops of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from algorithm.errors import InputError
 from algorithm.lobe_input import lobe_network_input
-from algorithm.lobes import LOBES
 from algorithm.preprocess import bounding_box, resample
 from training.appearance import randomise
 from training.cases import Case, read_scan
@@ -23,6 +22,7 @@ from training.prepare import SOURCE, is_made_of, sha256_of_images
 from training.settings import LobeSettings
 
 CUT_SHARE = 0.2  # of crops that may leave out any part of the lungs
+BEND_KNOTS = (5, 5, 5)  # of a crop, that are moved each by itself
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def cache_scan(case: Case, folder: Path, settings: LobeSettings) -> None:
     """Write the cache of a case, unless it is there and its images are the same.
 
     Raises:
-        InputError: an image cannot be used, or the coarse lobes are empty.
+        InputError: an image cannot be used, or the resampled lobes are empty.
     """
     target, source = folder / case.name, {"sha256": sha256_of_images(case)}
     if is_made_of(source, target):
@@ -78,28 +78,35 @@ def read_lobe_scan(scan: LobeScan, position: int = 0) -> LobeScanItem:
 def random_crop(
     item: LobeScanItem, settings: LobeSettings, *, seed: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """A turned, scaled, shifted part of a scan, of random appearance.
+    """A turned, scaled, shifted, bent part of a scan, of random appearance.
 
     Args:
         item: the scan.
-        settings: size of the crop, ranges of turning and scaling.
+        settings: size of the crop, ranges of turning, scaling and bending.
         seed: with the item's position, of all that is random.
         device: where to work.
 
     Returns:
-        Image (1, 1, D, H, W), and the share of each voxel of each class, background first, (1, 6, D, H, W).
+        Image (1, 1, D, H, W), and labels, int64 (1, D, H, W).
     """
     rng = np.random.default_rng([seed, 9, item.position])
-    lobes = item.lobes.to(device)
-    members = torch.stack([lobes == lobe.label for lobe in LOBES]).float()
-    stack = torch.cat([item.image.to(device).float()[None], members])[None]
     theta = _random_affine(rng, item.lobes, settings).to(device)
-    size = [1, 1, *settings.crop_size_zyx]
-    grid = functional.affine_grid(theta, size, align_corners=False)
-    moved = functional.grid_sample(stack, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    image = randomise(moved[0], moved[1:], rng)
-    background = 1 - moved[1:].sum(dim=0, keepdim=True)
-    return image[None, None], torch.cat([background, moved[1:]])[None]
+    grid = functional.affine_grid(theta, [1, 1, *settings.crop_size_zyx], align_corners=False)
+    grid += _random_bend(rng, item.lobes, settings).to(device)
+
+    def sampled(part: Tensor, mode: str) -> Tensor:
+        whole = part.to(device).float()[None, None]
+        return functional.grid_sample(whole, grid, mode=mode, padding_mode="zeros", align_corners=False)[0, 0]
+
+    labels = sampled(item.lobes, "nearest").round().long()
+    image = randomise(
+        sampled(item.image, "bilinear"),
+        labels,
+        rng,
+        spotted_share=settings.spotted_share,
+        consolidated_share=settings.consolidated_share,
+    )
+    return image[None, None], labels[None]
 
 
 def _random_affine(rng: np.random.Generator, lobes: Tensor, settings: LobeSettings) -> Tensor:
@@ -116,3 +123,14 @@ def _random_affine(rng: np.random.Generator, lobes: Tensor, settings: LobeSettin
     theta = np.concatenate([matrix, (2 * centre / whole - 1)[:, None]], axis=1)
     order = [2, 1, 0]
     return torch.from_numpy(theta[order][:, [*order, 3]].astype(np.float32))[None]
+
+
+def _random_bend(rng: np.random.Generator, lobes: Tensor, settings: LobeSettings) -> Tensor:
+    """Where each voxel of the crop is moved, smoothly, in the coordinates of `affine_grid`; (1, D, H, W, 3)."""
+    deviation = rng.uniform(0, settings.bend_mm) / settings.spacing_mm * 2 / np.array(lobes.shape[::-1], dtype=float)
+    at_knots = (rng.standard_normal((1, *BEND_KNOTS, 3)) * deviation).astype(np.float32)
+    size = list(settings.crop_size_zyx)
+    moved = functional.interpolate(
+        torch.from_numpy(at_knots).movedim(-1, 1), size=size, mode="trilinear", align_corners=True
+    )
+    return moved.movedim(1, -1)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from algorithm.errors import InputError
+from algorithm.folded_network import FoldedUNet
 from algorithm.lobe_segmenter import lobe_probability
 from algorithm.lobes import LOBES
-from algorithm.model import LobeNetwork
-from algorithm.network import UNet3D
+from algorithm.model import LobeNetwork, load_model
 from evaluation.metrics import dice
 from training.batches import Batches
 from training.cases import Case, of_split, read_table
@@ -37,12 +37,17 @@ PRIOR = (0.8, *(0.04 for _ in LOBES))
 def lobes(run: Run, folder: Path) -> dict[str, Any]:
     """Train on the CTs and lobe masks of the training cases; those of the validation cases choose the best network.
 
+    Returns:
+        The numbers of ``training_cases`` and ``validation_cases``, Dice of the latter, and of a network that did not
+        begin untrained, what it was ``started_from``.
+
     Raises:
-        InputError: there is no training case, or an image cannot be used.
+        InputError: there is no training case, an image cannot be used, or the model to start from is of another kind.
     """
     settings, seed = run.config.lobes, run.config.seed
     cases = cases_to_learn_from(run.data)
     fabric = make_fabric(run, settings.precision)
+    network = first_network(settings)
     used = [*of_split(cases, "train"), *of_split(cases, "validation")]
     mine = used[fabric.global_rank :: fabric.world_size]
     over_scans("coarse scans", partial(cache_scan, folder=folder / CACHE, settings=settings), mine, run.workers)
@@ -54,14 +59,15 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
     def terms(model: nn.Module, items: list[LobeScanItem], step: int) -> Terms:
         crops = (random_crop(item, settings, seed=seed, device=fabric.device) for item in items)
         image, target = (torch.cat(part) for part in zip(*crops, strict=True))
-        return lobe_terms(model(image.contiguous(memory_format=torch.channels_last_3d)), target)
+        return lobe_terms(model(image), target)
 
     def measure(network: nn.Module, step: int, logbook: Logbook) -> dict[str, float]:
+        assert isinstance(network, FoldedUNet)
         return measure_dice(network, validation, fabric.device)
 
     train(
         fabric,
-        new_network(settings),
+        network,
         Batches(scans, read_lobe_scan, size=settings.batch, seed=seed),
         terms,
         settings,
@@ -71,10 +77,11 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
         else None,
         readers=run.workers.count,
     )
-    network = trained(settings, folder).to(fabric.device)
+    best = trained(settings, folder).to(fabric.device)
     with torch.inference_mode(), fabric.autocast():
-        results = measure_dice(network, validation, fabric.device) if validation else {}
-    return {"training_cases": len(scans), "validation_cases": len(validation), "validation": results}
+        results = measure_dice(best, validation, fabric.device) if validation else {}
+    numbers = {"training_cases": len(scans), "validation_cases": len(validation), "validation": results}
+    return numbers | ({"started_from": _about_the_start(settings.start_from)} if settings.start_from else {})
 
 
 def cases_to_learn_from(data: Path) -> list[Case]:
@@ -91,37 +98,65 @@ def cases_to_learn_from(data: Path) -> list[Case]:
 
 def description(settings: LobeSettings) -> LobeNetwork:
     """What model.json says of the network."""
-    return LobeNetwork(width=settings.width, spacing_mm=settings.spacing_mm, window_hu=settings.window_hu)
+    return LobeNetwork(
+        width=settings.width, spacing_mm=settings.spacing_mm, fold=settings.fold, window_hu=settings.window_hu
+    )
 
 
-def new_network(settings: LobeSettings) -> UNet3D:
+def new_network(settings: LobeSettings) -> FoldedUNet:
     """The untrained network."""
     network = description(settings).untrained()
     network.set_prior(PRIOR)
     return network
 
 
-def trained(settings: LobeSettings, folder: Path) -> nn.Module:
+def first_network(settings: LobeSettings) -> FoldedUNet:
+    """The network that training begins with: an untrained one, or that of another model.
+
+    Raises:
+        InputError: the other model cannot be used, has no lobe network, or one that is built otherwise.
+    """
+    if settings.start_from is None:
+        return new_network(settings)
+    model = load_model(settings.start_from)
+    theirs, ours = model.description.lobe_network, description(settings)
+    if model.lobe_network is None or theirs != ours:
+        raise InputError(
+            f"lobes.start_from: {settings.start_from} has {theirs or 'no lobe network'}, expected {ours}; "
+            "name another model, or set [lobes] as it was trained"
+        )
+    return model.lobe_network.train()
+
+
+def _about_the_start(model: Path) -> dict[str, Any]:
+    """Which network training began with, and how that one was trained."""
+    about = load_model(model).description
+    return {"lobe_weights_sha256": about.identity.lobe_weights_sha256, **about.training.get("lobes", {})}
+
+
+def trained(settings: LobeSettings, folder: Path) -> FoldedUNet:
     """The network of a folder that the stage wrote, for use on the CPU."""
     return load_trained(new_network(settings), folder)
 
 
 def lobe_terms(logits: Tensor, target: Tensor) -> Terms:
-    """Cross-entropy, and Dice loss over the lobes, with targets that may be shares.
+    """Cross-entropy of all classes, and inside the lungs a Dice loss over the lobes.
+
+    The outline of the lungs is left to cross-entropy alone: where it is uncertain, a Dice loss moves it outward.
 
     Args:
-        logits: (B, 6, D, H, W).
-        target: share of each class, background first; the same shape.
+        logits: (B, 6, D, H, W), background first.
+        target: labels, (B, D, H, W).
     """
-    logits = logits.float()
-    cross_entropy = -(target * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
-    probability, axes = logits.softmax(dim=1), (0, 2, 3, 4)
-    overlap = 2 * (probability * target).sum(dim=axes) + 1
-    dices = overlap / ((probability + target).sum(dim=axes) + 1)
-    return {"cross_entropy": (1.0, cross_entropy), "dice": (1.0, 1 - dices[1:].mean())}
+    inside = target > 0
+    cross_entropy = functional.cross_entropy(logits.float(), target)
+    lobes = logits[:, 1:].movedim(1, 0)[:, inside].float()  # (5, voxels of the lungs)
+    probability, member = lobes.softmax(dim=0), functional.one_hot(target[inside] - 1, len(LOBES)).T
+    dices = (2 * (probability * member).sum(dim=1) + 1) / (probability.sum(dim=1) + member.sum(dim=1) + 1)
+    return {"cross_entropy": (1.0, cross_entropy), "dice": (1.0, 1 - dices.mean())}
 
 
-def measure_dice(network: nn.Module, scans: list[LobeScan], device: torch.device) -> dict[str, float]:
+def measure_dice(network: FoldedUNet, scans: list[LobeScan], device: torch.device) -> dict[str, float]:
     """Mean Dice of each lobe, by its key, and over all lobes, on the network's own grid."""
     per_lobe: dict[str, list[float]] = {lobe.key: [] for lobe in LOBES}
     for scan in scans:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 from typing_extensions import Self
@@ -43,9 +43,6 @@ class BatchNormSettings(LoopSettings):
     """What the training loop of a network with batch norm needs beside."""
 
     settled: float = Field(0.2, ge=0, le=1, description="share of the steps from which batch norm's statistics stay")
-
-
-Edge = Annotated[int, Field(multiple_of=PERIOD, ge=16)]
 
 
 def check_mixed_precision(precision: str, depth: int) -> None:
@@ -160,17 +157,30 @@ class LobeSettings(LoopSettings):
     steps: int = Field(10_000, ge=1, description="optimiser steps")
     batch: int = Field(1, ge=1, description="crops per step and process")
     learning_rate: float = Field(1e-3, gt=0, description="of the optimiser at the first step")
-    spacing_mm: float = Field(3.0, gt=0, description="isotropic spacing of the network's input")
+    spacing_mm: float = Field(1.5, gt=0, description="isotropic spacing of the network's input")
+    fold: int = Field(2, ge=1, description="voxels per axis of the blocks that the network computes on")
     window_hu: tuple[float, float] = Field((-1024.0, 400.0), description="HU that become 0 and 1")
-    crop_size_zyx: tuple[Edge, Edge, Edge] = Field((112, 104, 128), description="voxels of a crop; multiples of 8")
+    crop_size_zyx: tuple[int, int, int] = Field(
+        (224, 208, 256), description="voxels of a crop; multiples of 8 blocks, two of them or more"
+    )
     rotation_degrees: float = Field(15.0, ge=0, description="largest turn about each axis")
     scale_range: tuple[PositiveFloat, PositiveFloat] = Field((0.8, 1.25), description="by which chests are scaled")
+    bend_mm: float = Field(6.0, ge=0, description="largest deviation of the smooth displacement that bends chests")
+    spotted_share: float = Field(0.2, ge=0, le=1, description="of chests that are given more lesions, spot to lobe")
+    consolidated_share: float = Field(0.12, ge=0, le=1, description="of chests of which a lung or both consolidate")
+    start_from: Path | None = Field(None, description="model directory whose lobe network the training begins with")
     validate_every: int = Field(500, ge=1, description="steps between validations")
     data: str = Field("not described", description="what the network was trained on, in a sentence, for model.json")
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
-        check_mixed_precision(self.precision, self.crop_size_zyx[0])
+        period = PERIOD * self.fold
+        if any(n % period or n < 2 * period for n in self.crop_size_zyx):
+            raise ValueError(
+                f"crop_size_zyx: got {self.crop_size_zyx}, expected multiples of {period}, {2 * period} or more, "
+                f"with fold {self.fold}"
+            )
+        check_mixed_precision(self.precision, self.crop_size_zyx[0] // self.fold)
         return self
 
 

@@ -103,6 +103,8 @@ def test_any_size_goes_through_the_network(tiny_model, shape):
 class Threshold(torch.nn.Module):
     """Takes what is dark for lung: on the patient's left the left upper lobe, on the right the right upper one."""
 
+    period = 8
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         dark = (image < 0.3).float()
         middle = torch.arange(image.shape[-1]) >= image.shape[-1] // 2
@@ -126,7 +128,7 @@ def test_the_second_time_the_network_sees_the_box_around_the_lungs(monkeypatch):
 
     monkeypatch.setattr(lobe_segmenter, "probability_at_once", at_once)
     probability = lobe_probability(Threshold(), image, torch.device("cpu"))
-    assert seen == [(48, 64, 80), (16 + 8, 16 + 8, 55 + 8)]
+    assert seen == [(48, 64, 80), (16 + 16, 16 + 16, 55 + 16)]
     assert np.array_equal(hard_labels(probability) > 0, image < 0.3)
     assert (hard_labels(probability)[..., :40] != 1).all() and (hard_labels(probability)[..., 40:] != 3).all()
 

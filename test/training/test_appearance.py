@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
-from training.appearance import _consolidate_side, random_field, randomise
+from training.appearance import _consolidate_side, _thicken_slices, random_field
+from training.appearance import randomise as randomise_with
 
 SHAPE = (24, 20, 32)
+randomise = partial(randomise_with, spotted_share=0.2, consolidated_share=0.12)
 
 
 def chest() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two dark lungs of two and three lobes in brighter tissue; image and shares of the lobes."""
-    lobes = torch.zeros(5, *SHAPE)
+    """Two dark lungs of two and three lobes in brighter tissue; image and labels of the lobes."""
+    lobes = torch.zeros(SHAPE, dtype=torch.int64)
     for label, (z, x) in {1: (12, 18), 2: (2, 18), 3: (16, 2), 5: (12, 2), 4: (2, 2)}.items():
         top = 22 if label in (1, 3) else {2: 12, 5: 16, 4: 12}[label]
-        lobes[label - 1, z:top, 3:17, x : x + 12] = 1
-    assert lobes.sum(dim=0).max() == 1
-    return torch.where(lobes.sum(dim=0) > 0, 0.12, 0.74), lobes
+        lobes[z:top, 3:17, x : x + 12] = label
+    return torch.where(lobes > 0, 0.12, 0.74), lobes
 
 
 def test_stays_within_the_window_and_its_shape_and_is_repeatable() -> None:
@@ -38,7 +41,7 @@ def test_every_draw_differs() -> None:
 
 def test_lesions_fill_lungs_up_to_tissue_in_some_draws_and_leave_them_alone_in_others() -> None:
     image, lobes = chest()
-    lungs = lobes.sum(dim=0) > 0
+    lungs = lobes > 0
     dense = [
         float((randomise(image, lobes, np.random.default_rng(seed))[lungs] > 0.5).float().mean()) for seed in range(60)
     ]
@@ -46,9 +49,22 @@ def test_lesions_fill_lungs_up_to_tissue_in_some_draws_and_leave_them_alone_in_o
     assert max(dense) > 0.4
 
 
+def dense_draws(**shares: float) -> int:
+    """How many of 20 draws have dense lung, more than a tenth of it."""
+    image, lobes = chest()
+    draws = (randomise_with(image, lobes, np.random.default_rng(seed), **shares)[lobes > 0] for seed in range(20))
+    return sum(float((lung > 0.5).float().mean()) > 0.1 for lung in draws)
+
+
+def test_shares_say_how_many_chests_get_lesions() -> None:
+    none, some, all_of_them = (dense_draws(spotted_share=0.0, consolidated_share=share) for share in (0.0, 0.3, 1.0))
+    assert none < some < all_of_them
+    assert none < dense_draws(spotted_share=1.0, consolidated_share=0.0)
+
+
 def test_one_side_is_consolidated_and_nothing_else_changes() -> None:
     image, lobes = chest()
-    left, right = lobes[:2].sum(dim=0) > 0, lobes[2:].sum(dim=0) > 0
+    left, right = (lobes > 0) & (lobes < 3), lobes > 2
     sides = set()
     for seed in range(20):
         result = _consolidate_side(image, lobes, np.random.default_rng(seed))
@@ -62,7 +78,19 @@ def test_one_side_is_consolidated_and_nothing_else_changes() -> None:
 def test_without_lungs_nothing_fails() -> None:
     image = torch.full(SHAPE, 0.7)
     for seed in range(25):
-        assert torch.isfinite(randomise(image, torch.zeros(5, *SHAPE), np.random.default_rng(seed))).all()
+        assert torch.isfinite(
+            randomise(image, torch.zeros(SHAPE, dtype=torch.int64), np.random.default_rng(seed))
+        ).all()
+
+
+def test_thicker_slices_blur_along_z_alone() -> None:
+    image = torch.zeros(SHAPE)
+    image[12, 10, 16] = 1
+    for seed in range(5):
+        touched = _thicken_slices(image, np.random.default_rng(seed)).nonzero()
+        assert len(touched) in (3, 5)
+        assert (touched[:, 1:] == torch.tensor([10, 16])).all()
+    assert torch.allclose(_thicken_slices(torch.ones(SHAPE), np.random.default_rng(0)), torch.ones(SHAPE))
 
 
 def test_fields_are_smooth() -> None:

@@ -100,7 +100,10 @@ def test_value_out_of_range(refused):
     refused("[regress]\nchunk_size = 32\nscale_range = [0.5, 1.0]\n", rf"regress: 16 {few}")
     refused("[vessels]\npatch_size = 16\n", rf"vessels: 16 {few}")
     refused("[cam]\nchunk_size = 16\n", rf"cam: 16 {few}")
-    refused("[lobes]\ncrop_size_zyx = [16, 32, 32]\n", rf"lobes: 16 {few}")
+    refused("[lobes]\ncrop_size_zyx = [32, 32, 32]\n", rf"lobes: 16 {few}")
+    refused(
+        "[lobes]\ncrop_size_zyx = [40, 32, 32]\n", r"lobes: crop_size_zyx: got \(40, 32, 32\), expected multiples of 16"
+    )
     refused("[pseudo]\nscales = [1.0, -1.0]\n", r"pseudo\.scales\.1: .*greater than 0, got -1\.0")
     refused("[regress.entropy]\nstart = 0.5\nfull = 0.4\n", r"regress\.entropy: full 0\.4 is before start 0\.5")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 
 from algorithm.errors import InputError
 from algorithm.lobe_checks import require_lungs
-from algorithm.model import find_model
+from algorithm.model import find_model, load_model
 from algorithm.segmenter import LesionSegmenter
 from training.cases import of_split, read_table
 from training.lobe_dice import compare_lobes
@@ -35,20 +36,41 @@ def trained(phantoms: Path, tiny_config: TrainingConfig, tmp_path_factory: pytes
 
 
 def test_loss_of_a_perfect_and_of_an_even_guess() -> None:
-    target = torch.nn.functional.one_hot(torch.arange(6).repeat(1, 8, 8, 1), 6).permute(0, 4, 1, 2, 3).float()
-    perfect = lobe_terms(100 * target, target)
+    target = torch.arange(6).repeat(1, 8, 8, 1)
+    member = torch.nn.functional.one_hot(target, 6).permute(0, 4, 1, 2, 3).float()
+    perfect = lobe_terms(100 * member, target)
     assert float(perfect["cross_entropy"][1]) == pytest.approx(0, abs=1e-6)
     assert float(perfect["dice"][1]) == pytest.approx(0, abs=1e-6)
-    even = lobe_terms(torch.zeros_like(target), target)
+    even = lobe_terms(torch.zeros_like(member), target)
     assert float(even["cross_entropy"][1]) == pytest.approx(math.log(6))
-    # 64 of 384 voxels are a lobe's: twice 64 / 6 over 64 and 384 / 6, 1 added above and below
-    assert float(even["dice"][1]) == pytest.approx(1 - (2 * 64 / 6 + 1) / (64 + 64 + 1))
+    # 64 of 320 voxels of the lungs are a lobe's: twice 64 / 5 over 64 and 320 / 5, 1 added above and below
+    assert float(even["dice"][1]) == pytest.approx(1 - (2 * 64 / 5 + 1) / (64 + 64 + 1))
 
 
 def test_a_lobe_outside_the_crop_costs_nothing() -> None:
-    target = torch.zeros(1, 6, 8, 8, 8)
-    target[:, 0] = 1
-    assert float(lobe_terms(100 * target, target)["dice"][1]) == pytest.approx(0, abs=1e-6)
+    target = torch.zeros(1, 8, 8, 8, dtype=torch.int64)
+    target[:, :4] = 2
+    member = torch.nn.functional.one_hot(target, 6).permute(0, 4, 1, 2, 3).float()
+    assert float(lobe_terms(100 * member, target)["dice"][1]) == pytest.approx(0, abs=1e-6)
+
+
+def test_loss_without_lungs_is_finite() -> None:
+    logits = torch.zeros(1, 6, 8, 8, 8, requires_grad=True)
+    terms = lobe_terms(logits, torch.zeros(1, 8, 8, 8, dtype=torch.int64))
+    (terms["cross_entropy"][1] + terms["dice"][1]).backward()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+    assert float(terms["dice"][1].detach()) == pytest.approx(0)
+
+
+def test_where_the_outline_is_uncertain_the_loss_asks_for_the_share_of_lung() -> None:
+    """As many voxels are lung as not: the best single probability is one half."""
+    target = torch.arange(512).remainder(2).mul(3).view(1, 8, 8, 8)
+    costs = {}
+    for odds in (-0.5, 0.0, 0.5):
+        logits = torch.full((1, 6, 8, 8, 8), -50.0)
+        logits[:, 0], logits[:, 3] = 0.0, odds
+        costs[odds] = float(sum(weight * value for weight, value in lobe_terms(logits, target).values()))
+    assert min(costs, key=costs.__getitem__) == 0.0
 
 
 def test_stage_learns_from_the_training_cases_and_judges_by_the_validation_cases(trained: Run) -> None:
@@ -78,6 +100,50 @@ def test_stage_lowers_the_loss_of_what_it_has_seen(trained: Run) -> None:
     assert losses[1] < 0.99 * losses[0]
 
 
+def start_from(run: Run, directory: Path, model: Path, **values: Any) -> Run:
+    lobes = {**run.config.lobes.model_dump(mode="json"), "start_from": str(model), **values}
+    config = TrainingConfig.model_validate_json(json.dumps({**run.config.model_dump(mode="json"), "lobes": lobes}))
+    return replace(run, config=config, directory=directory)
+
+
+def as_of_model(model: Path) -> dict[str, Any]:
+    """The settings that a model's lobe network was built with."""
+    theirs = json.loads((model / "model.json").read_text())["lobe_network"]
+    return {name: theirs[name] for name in ("width", "spacing_mm", "fold", "window_hu")}
+
+
+def test_training_may_begin_with_the_network_of_a_model(trained: Run, tmp_path: Path) -> None:
+    model = find_model()
+    run = start_from(trained, tmp_path, model, **as_of_model(model), steps=1, learning_rate=1e-9)
+    execute(run, STAGE)
+    theirs = load_model(model).lobe_network
+    ours = trained_network(run.config.lobes, run.folder("lobes"))
+    assert theirs is not None
+    for name, value in theirs.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name], value, atol=1e-6)
+    began = run.record("lobes")["results"]["started_from"]
+    description = load_model(model).description
+    assert began == {"lobe_weights_sha256": description.files["lobes.safetensors"], **description.training["lobes"]}
+
+
+def test_a_model_to_start_from_must_have_the_same_network(trained: Run, tmp_path: Path) -> None:
+    model = find_model()
+    width = as_of_model(model)["width"] + 1
+    with pytest.raises(InputError, match=rf"lobes\.start_from: .* has .*, expected .*width={width}"):
+        execute(start_from(trained, tmp_path / "one", model, **{**as_of_model(model), "width": width}), STAGE)
+    without = tmp_path / "model"
+    shutil.copytree(model, without)
+    description = json.loads((without / "model.json").read_text())
+    description["lobe_network"] = None
+    del description["files"]["lobes.safetensors"]
+    (without / "model.json").write_text(json.dumps(description))
+    (without / "lobes.safetensors").unlink()
+    with pytest.raises(InputError, match="has no lobe network, expected"):
+        execute(start_from(trained, tmp_path / "two", without), STAGE)
+    with pytest.raises(InputError, match="nowhere"):
+        execute(start_from(trained, tmp_path / "three", tmp_path / "nowhere"), STAGE)
+
+
 def test_needs_training_cases(trained: Run, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(trained.data, data)
@@ -99,6 +165,8 @@ def test_validation_is_not_needed(trained: Run, tmp_path: Path) -> None:
 
 class Perfect(torch.nn.Module):
     """Reads the label off an image that is the label."""
+
+    period = 8
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return 10 * (image.round() == torch.arange(6.0).view(1, 6, 1, 1, 1)).float()
