@@ -39,6 +39,7 @@ INTENDED_USE = (
     "Research on COVID-19 lesions in chest CT. Not a medical device, not for diagnosis or treatment. Trained weakly, "
     "from lobe-wise severity scores alone; see training and results for the data it has seen."
 )
+PLACES = {"lobes": {"start_from"}, "export": {"lobes_from"}}  # settings that are paths of this machine
 
 
 class LobePart(NamedTuple):
@@ -83,8 +84,8 @@ def _lobes_of_run(run: Run) -> LobePart | None:
     if record is None:
         return None
     settings = LobeSettings(**record["settings"])
-    about = {name: record[name] for name in ("seed", "data_sha256", "settings", "results", "environment")}
-    about["settings"].pop("start_from", None)  # a place on this machine; the results say what lay there
+    about = {name: record[name] for name in ("seed", "data_sha256", "results", "environment")}
+    about["settings"] = settings.model_dump(mode="json", exclude=PLACES["lobes"])
     weights = to_safetensors(_contiguous(trained_lobes(settings, run.folder(LOBE_STAGE))))
     return LobePart(weights, lobe_description(settings), {"data": settings.data, **about})
 
@@ -120,7 +121,7 @@ def _description(run: Run, files: dict[str, str], lobes: LobePart | None) -> Mod
             "supervision": "lobe-wise severity scores; subtypes from the reference lesions of the validation cases",
             "cases": {split: len(of_split(cases, split)) for split in ("train", "validation", "test")},
             "data_sha256": run.record("prepare")["data_sha256"],
-            "settings": config.model_dump(mode="json"),
+            "settings": config.model_dump(mode="json", exclude=PLACES),
             "environment": environment(),
         }
         | ({"lobes": lobes.about} if lobes else {}),

@@ -24,6 +24,7 @@ BOX = (240, 200, 220)  # the lung box of a large chest at 1.5 mm
 WITHOUT_LOBES = (400, 512, 512)
 WIDTHS = (8, 32)
 REAL_SCANS = Path("../shared/data/ct")
+PEERS = ("dynamic_network_architectures", "lungmask", "openvino")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -40,8 +41,7 @@ def networks(box: tuple[int, int, int], slices: int, widths: tuple[int, ...]) ->
             name = f"width {width}, {precision}"
             add(f"{name}, ours", ours.network_cost(width, box, "bf16" if precision == "bf16" else "fp32"))
             add(f"{name}, paper's tiling", peers.paper_tiling(width, box, dtype))
-            if importlib.util.find_spec("openvino"):
-                add(f"{name}, ours by OpenVINO", _by_openvino(width, box, precision, costs[f"{name}, ours"]))
+            add(f"{name}, ours by OpenVINO", _by_openvino(width, box, precision, costs[f"{name}, ours"]))
     for precision, dtype in PRECISIONS.items():
         add(f"nnU-Net, {precision}", peers.nnunet(box, dtype))
     add("lungmask, fp32", peers.lungmask(slices))
@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/performance.md"), help="the document to write")
     parser.add_argument("--quick", action="store_true", help="small boxes: tries the suite, measures nothing of use")
     options = parser.parse_args()
+    if missing := [package for package in PEERS if importlib.util.find_spec(package) is None]:
+        parser.error(f"not installed: {', '.join(missing)}; pip install --no-deps -r test/benchmarks/requirements.txt")
     started = time.perf_counter()
     widths = (8,) if options.quick else WIDTHS
     box = (48, 40, 56) if options.quick else BOX

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,9 +98,9 @@ def agreement(ct: Volume, lobes: Volume) -> Iterator[tuple[str, float, bool]]:
     paths: list[tuple[str, Precision, Engine, float]] = [
         ("fp32, small tiles", "fp32", "torch", 0.4),
         ("bf16", "bf16", "torch", MEMORY_GB),
+        ("OpenVINO fp32", "fp32", "openvino", MEMORY_GB),
+        ("OpenVINO bf16", "bf16", "openvino", MEMORY_GB),
     ]
-    if importlib.util.find_spec("openvino"):
-        paths += [("OpenVINO fp32", "fp32", "openvino", MEMORY_GB), ("OpenVINO bf16", "bf16", "openvino", MEMORY_GB)]
     for name, precision, engine, memory_gb in paths:
         segmenter = LesionSegmenter(model, device=CPU, memory_gb=memory_gb, precision=precision, engine=engine)
         result = segmenter.segment(ct, lobes)

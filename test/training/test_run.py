@@ -98,6 +98,7 @@ def test_the_lobe_network_of_another_model_is_taken_over(finished, tiny_config, 
     theirs, ours = load_model(other), load_model(run.folder("export") / "model")
     assert ours.description.lobe_network == theirs.description.lobe_network
     assert ours.description.training["lobes"] == theirs.description.training["lobes"]
+    assert str(tmp_path.parent) not in ours.description.model_dump_json()
     weights = ours.lobe_network.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in theirs.lobe_network.state_dict().items())
 
