@@ -11,7 +11,7 @@ from algorithm.preprocess import covering_grid, resample, window
 
 
 def lobe_network_input(ct: Volume, *, spacing_mm: float, window_hu: tuple[float, float]) -> Volume:
-    """The whole scan, windowed and averaged down to a coarse isotropic grid.
+    """The whole scan, windowed, on an isotropic grid; voxels of half its spacing or less are averaged first.
 
     Args:
         ct: HU, LPS order (`algorithm.orientation.to_canonical`).

@@ -1,4 +1,4 @@
-"""Lobes from the CT alone: a coarse network over the whole scan, and smooth borders at the CT's own voxels."""
+"""Lobes from the CT alone: a network over the whole scan, and smooth borders at the CT's own voxels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from algorithm.orientation import from_canonical, to_canonical
 from algorithm.preprocess import Box, bounding_box, crop, cropped, resample
 
 Source = Literal["given", "model", "lungmask"]
-LUNG_MARGIN = 8  # voxels around the lungs that the network sees of them
+LUNG_MARGIN_MM = 12.0  # around the lungs, when the network is given them alone
 SMALLEST_PROBABILITY = 0.02  # below which a lobe is not looked for
 
 
@@ -92,13 +92,15 @@ class LobeSegmenter:
         """
         canonical = to_canonical(ct)
         image = lobe_network_input(canonical, spacing_mm=self.settings.spacing_mm, window_hu=self.settings.window_hu)
-        probability = lobe_probability(self.network, image.array, self.device)
+        probability = lobe_probability(self.network, image.array, self.device, spacing_mm=self.settings.spacing_mm)
         confidence = expected_dice(probability)
         labels = labels_at(probability, image.geometry, canonical.geometry)
         return found_lobes(from_canonical(canonical.with_array(labels), ct.geometry), ct, "model", confidence)
 
 
-def lobe_probability(network: FoldedUNet, image: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+def lobe_probability(
+    network: FoldedUNet, image: NDArray[np.float32], device: torch.device, *, spacing_mm: float
+) -> NDArray[np.float32]:
     """Probability of background and of each lobe, by label: of the whole scan, and again of the box around the lungs.
 
     Normalisation sees all that the network is given, and what lies around the lungs differs from scan to scan; the
@@ -108,6 +110,7 @@ def lobe_probability(network: FoldedUNet, image: NDArray[np.float32], device: to
         network: six logits, same padding, in evaluation mode on ``device``.
         image: a whole scan as `algorithm.lobe_input.lobe_network_input` makes it, (z, y, x).
         device: where to compute.
+        spacing_mm: of the image.
 
     Returns:
         float32 (6, z, y, x).
@@ -116,7 +119,7 @@ def lobe_probability(network: FoldedUNet, image: NDArray[np.float32], device: to
     keep_lungs(probability)
     lungs = probability[0] < 0.5
     if lungs.any():
-        box = bounding_box(lungs, (LUNG_MARGIN,) * 3)
+        box = bounding_box(lungs, (math.ceil(LUNG_MARGIN_MM / spacing_mm),) * 3)
         probability[0], probability[1:] = 1, 0
         probability[(slice(None), *box)] = probability_at_once(network, np.ascontiguousarray(image[box]), device)
         keep_main_parts(probability)
