@@ -164,7 +164,7 @@ def test_segment(segmenter, chest):
         reference = dark & side
         overlap = 2 * (reference & (found.labels.array == label)).sum()
         assert overlap / (reference.sum() + (found.labels.array == label).sum()) > 0.97
-    assert any("left lower lobe that was found is 0 %" in warning for warning in found.warnings)
+    assert any("left lower lobe is 0 %" in warning for warning in found.warnings)
 
 
 def test_any_orientation_gives_the_same_lobes(segmenter, chest):
