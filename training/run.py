@@ -42,11 +42,11 @@ class CamInputs(Settings):
     """What the baseline's maps depend on."""
 
     cam: CamSettings
-    pseudo: PseudoSettings
+    scales: tuple[float, ...]  # of the maps, as of the dRAM's
 
 
 def _cam_inputs(config: TrainingConfig) -> CamInputs:
-    return CamInputs(cam=config.cam, pseudo=config.pseudo)
+    return CamInputs(cam=config.cam, scales=config.pseudo.scales)
 
 
 class ComparisonInputs(Settings):

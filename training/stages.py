@@ -177,6 +177,7 @@ def _work(run: Run, stage: Stage, folder: Path, basis: dict[str, Any]) -> None:
         record = {
             "stage": stage.name,
             **basis,
+            "processes": processes(),
             "results": results,
             "files_sha256": _sha256_of_files(folder),
             "seconds": seconds(),
