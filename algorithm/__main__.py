@@ -37,7 +37,7 @@ ModelOption = Annotated[Path | None, typer.Option("--model", help="Model directo
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto takes a GPU where there is one.")]
 PrecisionOption = Annotated[
     Precision,
-    typer.Option("--precision", help="bf16 may be faster, and moves single voxels."),
+    typer.Option("--precision", help="bf16 may be faster; it moves single voxels and may turn a lesion's subtype."),
 ]
 EngineOption = Annotated[
     Engine, typer.Option("--engine", help="auto takes torch; openvino, if installed, is an alternative on the CPU.")

@@ -19,7 +19,7 @@ from pydicom.errors import InvalidDicomError
 
 from algorithm.errors import InputError
 from algorithm.images import ArrayZYX, Geometry, Volume
-from algorithm.integrity import SHEARED, numbers
+from algorithm.integrity import SHEARED, SPACING_MM, numbers
 
 _SAME_POSITION_MM = 0.01
 _SAME_SPACING_MM = 1e-4
@@ -27,6 +27,10 @@ _SAME_COSINE = 1e-3
 _UNEVEN_STEP = 0.15
 _SIDEWAYS_PIXELS = 0.5
 _DICOMDIR = "1.2.840.10008.1.3.10"
+_OTHER_FILES = set(
+    ".bmp .csv .db .doc .docx .exe .gif .htm .html .inf .ini .jpeg .jpg .json .log .md .pdf .png .tif .tiff .tsv .txt "
+    ".xls .xlsx .xml .yaml .yml .zip".split()
+)
 _TAGS = (
     "SeriesInstanceUID",
     "SeriesDescription",
@@ -74,7 +78,8 @@ class _Frame:
 def read_series(folder: Path) -> Volume:
     """Read the one CT series in a folder, (z, y, x) in rescaled units; slices are sorted by position.
 
-    Files that are no DICOM are passed over, unless they are named .dcm; folders inside are not entered. Slices may be
+    Texts, pictures, tables and the like, by the ending of their names, are passed over; every other file must be DICOM,
+    for a slice that was cut off in copying may no longer look like it. Folders inside are not entered. Slices may be
     0.15 of their distance off an even grid and the stack half a pixel off the slices' normal.
 
     Args:
@@ -109,7 +114,7 @@ def _read_header(path: Path) -> Dataset | None:
             pass
         return None if header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR else header
     except InvalidDicomError as error:
-        if path.suffix.lower() != ".dcm":
+        if path.suffix.lower() in _OTHER_FILES:
             return None
         raise InputError(f"{path}: damaged or no DICOM file; copy it again or take it out of the folder") from error
     except Exception as error:  # pydicom raises whatever damaged bytes lead it to
@@ -180,8 +185,10 @@ def _frame(name: str, path: Path, sources: Sequence[Dataset]) -> _Frame:
     axes = np.reshape(frame.orientation, (2, 3))
     if not np.allclose(axes @ axes.T, np.eye(2), rtol=0.0, atol=_SAME_COSINE):
         raise InputError(SHEARED.format(path=path))
-    if min(frame.spacing_mm) <= 0:
-        raise InputError(f"{path}: got PixelSpacing {numbers(frame.spacing_mm)}, expected positive distances in mm")
+    if not all(SPACING_MM[0] <= value <= SPACING_MM[1] for value in frame.spacing_mm):
+        raise InputError(
+            f"{path}: got PixelSpacing {numbers(frame.spacing_mm)}, expected {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm"
+        )
     return frame
 
 

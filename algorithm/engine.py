@@ -44,7 +44,7 @@ def make_network(
         network: valid padding, batch normalisation; stays as it is.
         device: where to compute.
         precision: ``fp32`` is the reference; ``bf16`` is faster where the device computes it by itself, and moves
-            single voxels at the borders of lesions.
+            single voxels at the borders of lesions, now and then the subtype of one.
         engine: ``auto`` takes PyTorch: OpenVINO has the same kernels, is no faster here, and converts for seconds.
 
     Raises:

@@ -42,10 +42,20 @@ class FoldedUNet(UNet3D):
         Raises:
             ValueError: not one probability in (0, 1) per class.
         """
+        if len(probability) * self.fold**3 != self.last.out_channels:
+            classes = self.last.out_channels // self.fold**3
+            raise ValueError(f"prior {list(probability)}: expected {classes} probabilities between 0 and 1")
         super().set_prior([p for p in probability for _ in range(self.fold**3)])
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, classes, D, H, W) of an image (B, 1, D, H, W)."""
+        """Logits (B, classes, D, H, W) of an image (B, 1, D, H, W).
+
+        Raises:
+            ValueError: a size is no multiple of `period`.
+        """
+        size = tuple(image.shape[2:])
+        if any(n % self.period for n in size):
+            raise ValueError(f"size {size}: expected multiples of {self.period}")
         return unfold_blocks(super().forward(fold_blocks(image, self.fold)), self.fold)
 
 

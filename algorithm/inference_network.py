@@ -44,9 +44,10 @@ class Features(NamedTuple):
         return Features([cut(x, n) for n, x in enumerate(self.skips)], cut(self.bottom, LEVELS))
 
 
-def has_onednn() -> bool:
-    """Whether this PyTorch brings oneDNN."""
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this PyTorch brings oneDNN, and it computes such values on this processor."""
+    is_there = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return is_there and (dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 class Convolution(nn.Conv3d):
@@ -56,7 +57,7 @@ class Convolution(nn.Conv3d):
         """Features (1, C', D', H', W') of features (1, C, D, H, W)."""
         padding = self.padding
         is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call] # for OpenVINO
-        if not x.is_cpu or is_traced or not has_onednn() or isinstance(padding, str):
+        if not x.is_cpu or is_traced or not has_onednn(x.dtype) or isinstance(padding, str):
             return super().forward(x)
         return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
 

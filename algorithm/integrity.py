@@ -26,9 +26,10 @@ LOWEST_HU = -1024
 AIR_HU = -500
 SHEARED = "{path}: the image axes are not at right angles (gantry tilt or shear); resample it to an upright grid"
 
-_SPACING_MM = (0.01, 100.0)
+SPACING_MM = (0.01, 100.0)
 _ORTHONORMAL_TOLERANCE = 1e-3
 _SAME_SPACING = 1e-3
+_SAME_DIRECTION = 1e-2
 _NIFTI_HEADER_BYTES = 348
 _TEXT_HEADER_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 16
@@ -58,7 +59,7 @@ def require_sound_header(reader: sitk.ImageFileReader, path: Path) -> None:
         )
     if min(size) < 2:
         raise InputError(f"{path}: got size (x, y, z) {numbers(size)}, expected a scan of at least two slices")
-    if not all(_SPACING_MM[0] <= value <= _SPACING_MM[1] for value in spacing):
+    if not all(SPACING_MM[0] <= value <= SPACING_MM[1] for value in spacing):
         raise _spacing_error(path, spacing)
     direction = np.reshape(reader.GetDirection(), (3, 3))
     if not np.allclose(direction.T @ direction, np.eye(3), rtol=0.0, atol=_ORTHONORMAL_TOLERANCE):
@@ -200,6 +201,13 @@ def require_sound_nifti(path: Path) -> None:
             f"{path}: got spacing {numbers(header.spacing)} in pixdim but {numbers(header.sform_spacing)} in sform; "
             "correct the header"
         )
+    if header.has_qform and header.has_sform:
+        directions = header.sform_direction, header.qform_direction
+        if not np.allclose(*directions, rtol=0.0, atol=_SAME_DIRECTION):
+            raise InputError(
+                f"{path}: got another orientation in sform than in qform ({numbers(directions[0].ravel())}; "
+                f"{numbers(directions[1].ravel())}), expected the same; convert it from DICOM again"
+            )
     if _is_gzip(path):
         _require_stream(path, 0, header.voxel_offset + header.voxel_bytes)
     else:
@@ -216,6 +224,8 @@ class _NiftiHeader(NamedTuple):
     has_qform: bool
     has_sform: bool
     sform_spacing: tuple[float, ...]
+    sform_direction: NDArray[np.float64]
+    qform_direction: NDArray[np.float64]
 
     @classmethod
     def read(cls, path: Path) -> _NiftiHeader:
@@ -231,7 +241,10 @@ class _NiftiHeader(NamedTuple):
         (bits,) = struct.unpack_from(f"{order}h", header, 72)
         (offset,) = struct.unpack_from(f"{order}f", header, 108)
         q_code, s_code = struct.unpack_from(f"{order}2h", header, 252)
-        sform = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))
+        (handedness,) = struct.unpack_from(f"{order}f", header, 76)
+        quaternion = struct.unpack_from(f"{order}3f", header, 256)
+        axes = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))[:, :3]
+        sform_spacing = np.linalg.norm(axes, axis=0)
         return cls(
             dimensions=dimensions,
             voxel_offset=int(offset) if math.isfinite(offset) else 0,
@@ -239,8 +252,19 @@ class _NiftiHeader(NamedTuple):
             spacing=struct.unpack_from(f"{order}3f", header, 80),
             has_qform=q_code > 0,
             has_sform=s_code > 0,
-            sform_spacing=tuple(np.linalg.norm(sform[:, :3], axis=0).tolist()),
+            sform_spacing=tuple(sform_spacing.tolist()),
+            sform_direction=axes / np.where(sform_spacing > 0, sform_spacing, 1.0),
+            qform_direction=_direction_of(quaternion) * (1.0, 1.0, -1.0 if handedness < 0 else 1.0),
         )
+
+
+def _direction_of(quaternion: tuple[float, float, float]) -> NDArray[np.float64]:
+    """The rotation, (3, 3), of a unit quaternion by its last three parts, as a NIfTI header holds it."""
+    axis = np.array(quaternion)
+    real = math.sqrt(max(0.0, 1.0 - float(axis @ axis)))
+    across = np.cross(np.eye(3), axis)  # across @ v is the cross product of axis and v
+    direction: NDArray[np.float64] = (real**2 - axis @ axis) * np.eye(3) + 2 * np.outer(axis, axis) + 2 * real * across
+    return direction
 
 
 def _is_gzip(path: Path) -> bool:
@@ -287,7 +311,7 @@ def _truncated(path: Path, got: int, expected: int) -> InputError:
 def _spacing_error(path: Path, spacing: Iterable[float]) -> InputError:
     return InputError(
         f"{path}: got spacing (x, y, z) {numbers(spacing)}, "
-        f"expected {_SPACING_MM[0]:g} to {_SPACING_MM[1]:g} mm; correct the header"
+        f"expected {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm; correct the header"
     )
 
 

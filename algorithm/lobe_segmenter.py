@@ -1,4 +1,4 @@
-"""Lobes from the CT alone: a coarse network over the whole scan, and smooth borders at the CT's own voxels."""
+"""Lobes from the CT alone: a network over the whole scan, and smooth borders at the CT's own voxels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional
 from algorithm.errors import InputError
 from algorithm.folded_network import FoldedUNet
 from algorithm.images import Geometry, Volume
-from algorithm.lobe_checks import require_lungs, what_is_implausible
+from algorithm.lobe_checks import doubts_about_found, doubts_about_given, require_lungs
 from algorithm.lobe_input import lobe_network_input
 from algorithm.lobes import LEFT, LOBES, RIGHT, check_lobes
 from algorithm.model import Model
@@ -23,8 +23,9 @@ from algorithm.orientation import from_canonical, to_canonical
 from algorithm.preprocess import Box, bounding_box, crop, cropped, resample
 
 Source = Literal["given", "model", "lungmask"]
-LUNG_MARGIN = 8  # voxels around the lungs that the network sees of them
+LUNG_MARGIN_MM = 12.0  # around the lungs, when the network is given them alone
 SMALLEST_PROBABILITY = 0.02  # below which a lobe is not looked for
+LARGEST_IMAGE_VOXELS = 80_000_000  # of the network's image; each takes 90 bytes at the most
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,13 @@ class FoundLobes:
 
 
 def given_lobes(lobes: Volume, ct: Volume) -> FoundLobes:
-    """Lobes that came with the scan; they are trusted.
+    """Lobes that came with the scan; they are trusted, and what is odd about them is said.
 
     Raises:
         InputError: they do not fit the CT.
     """
-    return FoundLobes(check_lobes(lobes, ct), "given", {}, [])
+    labels = check_lobes(lobes, ct)
+    return FoundLobes(labels, "given", {}, doubts_about_given(to_canonical(labels), to_canonical(ct)))
 
 
 def found_lobes(labels: Volume, ct: Volume, source: Source, confidence: dict[int, float]) -> FoundLobes:
@@ -60,7 +62,7 @@ def found_lobes(labels: Volume, ct: Volume, source: Source, confidence: dict[int
         InputError: there are no lungs.
     """
     require_lungs(labels, ct)
-    return FoundLobes(labels, source, confidence, what_is_implausible(to_canonical(labels), confidence))
+    return FoundLobes(labels, source, confidence, doubts_about_found(to_canonical(labels), confidence))
 
 
 class LobeSegmenter:
@@ -88,17 +90,27 @@ class LobeSegmenter:
             ct: HU, (z, y, x), any orientation.
 
         Raises:
-            InputError: there are no lungs.
+            InputError: there are no lungs, or the scan is too large for the network.
         """
         canonical = to_canonical(ct)
+        voxels = ct.geometry.voxel_ml * 1000 * math.prod(ct.geometry.size_zyx) / self.settings.spacing_mm**3
+        if voxels > LARGEST_IMAGE_VOXELS:
+            extent_mm = [f"{n * s:.0f}" for n, s in zip(ct.geometry.size_zyx, ct.geometry.spacing_zyx_mm, strict=True)]
+            raise InputError(
+                f"got a scan of {' x '.join(extent_mm)} mm (z, y, x), {voxels / 1e6:.0f} million voxels at "
+                f"{self.settings.spacing_mm:g} mm, expected {LARGEST_IMAGE_VOXELS / 1e6:.0f} million at most to find "
+                "lobes in; crop it to the chest, or give a lobe mask"
+            )
         image = lobe_network_input(canonical, spacing_mm=self.settings.spacing_mm, window_hu=self.settings.window_hu)
-        probability = lobe_probability(self.network, image.array, self.device)
+        probability = lobe_probability(self.network, image.array, self.device, spacing_mm=self.settings.spacing_mm)
         confidence = expected_dice(probability)
         labels = labels_at(probability, image.geometry, canonical.geometry)
         return found_lobes(from_canonical(canonical.with_array(labels), ct.geometry), ct, "model", confidence)
 
 
-def lobe_probability(network: FoldedUNet, image: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+def lobe_probability(
+    network: FoldedUNet, image: NDArray[np.float32], device: torch.device, *, spacing_mm: float
+) -> NDArray[np.float32]:
     """Probability of background and of each lobe, by label: of the whole scan, and again of the box around the lungs.
 
     Normalisation sees all that the network is given, and what lies around the lungs differs from scan to scan; the
@@ -108,6 +120,7 @@ def lobe_probability(network: FoldedUNet, image: NDArray[np.float32], device: to
         network: six logits, same padding, in evaluation mode on ``device``.
         image: a whole scan as `algorithm.lobe_input.lobe_network_input` makes it, (z, y, x).
         device: where to compute.
+        spacing_mm: of the image.
 
     Returns:
         float32 (6, z, y, x).
@@ -116,7 +129,7 @@ def lobe_probability(network: FoldedUNet, image: NDArray[np.float32], device: to
     keep_lungs(probability)
     lungs = probability[0] < 0.5
     if lungs.any():
-        box = bounding_box(lungs, (LUNG_MARGIN,) * 3)
+        box = bounding_box(lungs, (math.ceil(LUNG_MARGIN_MM / spacing_mm),) * 3)
         probability[0], probability[1:] = 1, 0
         probability[(slice(None), *box)] = probability_at_once(network, np.ascontiguousarray(image[box]), device)
         keep_main_parts(probability)
@@ -159,7 +172,7 @@ def keep_main_parts(probability: NDArray[np.float32]) -> None:
         stray = member & (cc3d.largest_k(member, k=1, connectivity=6) == 0)
         others = probability[1:, stray]
         others[lobe.label - 1] = 0
-        others *= (1 - probability[0, stray]) / np.maximum(others.sum(axis=0), SMALLEST_PROBABILITY)
+        others *= (1 - probability[0, stray]) / np.maximum(others.sum(axis=0), np.finfo(np.float32).tiny)
         probability[1:, stray] = others
 
 

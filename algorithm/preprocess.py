@@ -26,12 +26,6 @@ def window(hu: ArrayZYX, window_hu: tuple[float, float] = WINDOW_HU) -> NDArray[
     return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
-def unwindow(intensity: NDArray[np.float32], window_hu: tuple[float, float] = WINDOW_HU) -> NDArray[np.float32]:
-    """HU of windowed intensities; the inverse of `window` inside the window."""
-    low, high = window_hu
-    return intensity * np.float32(high - low) + np.float32(low)
-
-
 def bounding_box(mask: ArrayZYX, margin_voxels: Sequence[int] = (0, 0, 0)) -> Box:
     """The smallest box around the voxels that are not zero, widened by a margin per axis and clipped to the array.
 
@@ -80,7 +74,7 @@ def moved(geometry: Geometry, start_zyx: Sequence[float]) -> Geometry:
 
 
 def covering_grid(geometry: Geometry, *, spacing_mm: float) -> Geometry:
-    """An isotropic grid over the same extent, edge to edge: at most half a voxel more at either end of an axis."""
+    """An isotropic grid over the same extent, from its first edge to less than a voxel beyond its last."""
     sizes = [
         max(1, math.ceil(n * s / spacing_mm - 1e-6))
         for n, s in zip(geometry.size_zyx, geometry.spacing_zyx_mm, strict=True)

@@ -120,7 +120,9 @@ def segment_cases(
                 if writing is not None:
                     writing.result()  # no more than one case waits to be written
                 writing = writer.submit(_write, case, out / case.name, loaded, predicted, segmenter, draw, progress)
-    return progress.failures | write_table(out, without=progress.failures)
+        if writing is not None:
+            writing.result()
+        return progress.failures | write_table(out, without=progress.failures)
 
 
 def write_table(out: Path, *, without: Collection[str] = ()) -> dict[str, str]:
@@ -170,11 +172,13 @@ class _Loaded:
 
 
 def _load(case: BatchCase, out: Path, segmenter: LesionSegmenter) -> _Loaded | None:
-    """Read and prepare a case; None where it is done."""
+    """Read and prepare a case; None where it is done. What its folder holds of another input or model goes."""
     inputs = case.sha256()
     source = segmenter.lobes_by if case.lobes is None else "given"
     if _is_done(out / case.name, inputs, segmenter.model.description.identity, source):
         return None
+    for name in (CASE_FILE, SEVERITY_FILE):
+        (out / case.name / name).unlink(missing_ok=True)
     ct, lobes = read_case(case.ct, case.lobes)
     return _Loaded(inputs, ct, lobes, segmenter.prepare(ct, lobes))
 

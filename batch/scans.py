@@ -31,6 +31,10 @@ _SAME_SPACING_MM = 1e-4
 _SAME_DIRECTION = 1e-4
 _UNEVEN_STEP = 0.15
 _IMAGE_IO = {".mha": "MetaImageIO", ".gz": "NiftiImageIO", ".nii": "NiftiImageIO"}
+_OTHER_FILES = set(  # every other file in a folder of slices must be DICOM: one that was cut off may not look like it
+    ".bmp .csv .db .doc .docx .exe .gif .htm .html .inf .ini .jpeg .jpg .json .log .md .pdf .png .tif .tiff .tsv .txt "
+    ".xls .xlsx .xml .yaml .yml .zip".split()
+)
 _TAGS = (
     "SeriesInstanceUID",
     "Modality",
@@ -182,9 +186,9 @@ def _read_header(path: Path) -> Dataset | None:
             pass
         return None if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage else header
     except InvalidDicomError as error:
-        if path.suffix.lower() == ".dcm":
-            raise InputError(f"{path}: damaged or no DICOM file; copy it again or take it out") from error
-        return None
+        if path.suffix.lower() in _OTHER_FILES:
+            return None
+        raise InputError(f"{path}: damaged or no DICOM file; copy it again or take it out") from error
     except Exception as error:  # pydicom raises whatever damaged bytes lead it to
         raise InputError(f"{path}: damaged DICOM header ({' '.join(str(error).split())}); copy it again") from error
 

@@ -55,11 +55,12 @@ def kappa_interval(tables: NDArray[np.integer], *, seed: int) -> Interval:
         seed: start of the random numbers.
 
     Returns:
-        The interval; none below two units, or if kappa is undefined in more than a tenth of the resamples (the others
-        are left out).
+        The interval; none below two units, if one side gives all lobes the same score (every resample then has kappa
+        0), or if kappa is undefined in more than a tenth of the resamples (the others are left out).
     """
     units = len(tables)
-    if units < 2:
+    given = tables.sum(axis=0)
+    if units < 2 or min(np.count_nonzero(given.sum(axis=axis)) for axis in (0, 1)) < 2:
         return NO_INTERVAL
     kinds, counts = np.unique(tables.reshape(units, -1), axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(units, counts / units, size=RESAMPLES)

@@ -21,6 +21,8 @@ from evaluation.workers import over_scans
 
 log = logging.getLogger(__name__)
 
+_LEAST_COVERED = 0.95
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -106,10 +108,23 @@ def judge_scan(task: Task) -> dict[str, ScanScore]:
     for name, file in task.predictions.items():
         try:
             prediction = read_mask(file, highest_label=max(SUBTYPES), grid=lesions.grid, resample=task.resample)
+            _require_lungs_within(prediction, lobes, file.name)
         except InputError as error:
             raise InputError(f"method {name}, case {task.reference.case}: {error}") from error
         scores[name] = score_scan(task.reference, lesions=lesions, lobes=lobes, prediction=prediction)
     return scores
+
+
+def _require_lungs_within(prediction: Mask, lobes: Mask, name: str) -> None:
+    """A resampled mask may end within the scan, but not within the lungs: what it leaves out would count as healthy."""
+    if prediction.resampled_from is None or not lobes.array.any():
+        return
+    share = prediction.resampled_from.covered_share(lobes.array > 0, lobes.grid)
+    if share < _LEAST_COVERED:
+        raise InputError(
+            f"{name}: got a mask that covers {100 * share:.0f} % of the lungs, expected {100 * _LEAST_COVERED:.0f} % "
+            "at least; write it with the origin, spacing and direction of its CT"
+        )
 
 
 def find_masks(name: str, directory: Path, cases: Mapping[str, ReferenceCase]) -> dict[str, Path]:

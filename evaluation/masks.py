@@ -65,6 +65,20 @@ class Grid:
         ours, theirs = self.corners_mm() @ normals.T, other.corners_mm() @ normals.T
         return bool(np.all((ours.max(axis=0) > theirs.min(axis=0)) & (theirs.max(axis=0) > ours.min(axis=0))))
 
+    def covered_share(self, where: NDArray[np.bool_], grid: Grid) -> float:
+        """Share of a mask's voxels that lie within this grid's box; a sample of them, where they are many.
+
+        Args:
+            where: (z, y, x), some voxel of it True.
+            grid: of the mask.
+        """
+        steps = [max(1, n // 64) for n in where.shape]
+        index_zyx = np.argwhere(where[:: steps[0], :: steps[1], :: steps[2]]) * steps
+        points_mm = grid.origin_xyz_mm + (index_zyx * grid.spacing_zyx_mm)[:, ::-1] @ grid.axes()
+        own_xyz = (points_mm - self.origin_xyz_mm) @ self.axes().T / self.spacing_zyx_mm[::-1]
+        is_within = (own_xyz >= -0.5) & (own_xyz <= np.array(self.size_zyx[::-1]) - 0.5)
+        return float(np.mean(np.all(is_within, axis=1)))
+
     def __str__(self) -> str:
         """The grid on one line."""
 
@@ -79,11 +93,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Mask:
-    """Labels, uint8 (z, y, x), their grid, and whether they were brought onto it from another."""
+    """Labels, uint8 (z, y, x), their grid, and the one that they were brought from, if it is another."""
 
     array: NDArray[np.uint8]
     grid: Grid
-    is_resampled: bool = False
+    resampled_from: Grid | None = None
+
+    @property
+    def is_resampled(self) -> bool:
+        """Whether they were brought onto the grid from another."""
+        return self.resampled_from is not None
 
 
 class GridMismatchError(InputError):
@@ -122,7 +141,7 @@ def read_mask(path: Path, *, highest_label: int, grid: Grid | None = None, resam
         raise _unreadable(path) from error
     if grid is None or got.matches(grid):
         return Mask(labels, grid or got)
-    return Mask(_resampled(labels, got=got, expected=grid), grid, is_resampled=True)
+    return Mask(_resampled(labels, got=got, expected=grid), grid, resampled_from=got)
 
 
 def open_mask(path: Path) -> sitk.ImageFileReader:

@@ -130,11 +130,11 @@ def lobe_percentages(lesions: MaskArray, lobes: LabelArray) -> dict[str, float |
     """
     _check_shapes(lesions, lobes)
     _check_labels("lobes", lobes, highest=max(LOBES))
-    in_lesions = np.bincount(lobes[lesions], minlength=max(LOBES) + 1)
     percentages: dict[str, float | None] = {}
     for label, name in LOBES.items():
-        size = int(np.count_nonzero(lobes == label))
-        percentages[name] = 100 * int(in_lesions[label]) / size if size else None
+        lobe = lobes == label
+        size = int(np.count_nonzero(lobe))
+        percentages[name] = 100 * int(np.count_nonzero(lobe & lesions)) / size if size else None
     return percentages
 
 

@@ -10,6 +10,8 @@ from scipy.stats import rankdata, wilcoxon
 
 from evaluation.errors import InputError
 
+_DECIMALS = 12  # beyond them, equal differences differ by the arithmetic alone, and would not count as ties
+
 
 @dataclass(frozen=True)
 class PairedTest:
@@ -50,7 +52,7 @@ def wilcoxon_signed_rank(first: Sequence[float], second: Sequence[float]) -> Pai
     """
     if len(first) != len(second):
         raise InputError(f"got {len(first)} and {len(second)} values, expected one of each a scan")
-    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    differences = np.round(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), _DECIMALS)
     if not np.all(np.isfinite(differences)):
         raise InputError("got a value that is not finite; leave scans without a value out of both series")
     nonzero = differences[differences != 0]

@@ -122,8 +122,9 @@ def _tables(groups: Sequence[Sequence[tuple[int, int]]]) -> NDArray[np.int64]:
 def _total_numbers(scans: Sequence[ScanScore], *, seed: int) -> Numbers:
     totals = [(scan.reference_total, scan.predicted_total) for scan in scans]
     pairs = np.array([pair for pair in totals if None not in pair], dtype=np.float64).reshape(-1, 2)
+    errors = [None if first is None or second is None else float(abs(second - first)) for first, second in totals]
     return {
-        "absolute_error": summarise(np.abs(pairs[:, 1] - pairs[:, 0]).tolist(), seed=seed),
+        "absolute_error": summarise(errors, seed=seed),
         "r_squared": r_squared(pairs[:, 0], pairs[:, 1]),
         "icc_2_1": intraclass_correlation(pairs),
         "n": len(pairs),

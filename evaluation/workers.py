@@ -46,6 +46,12 @@ def worker_count(tasks: int) -> int:
         raise InputError(f"{VARIABLE}: got {setting!r}, expected a whole number above 0, or nothing")
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bounds = [tasks, processors, (memory_bytes() - _RESERVED_BYTES) // WORKER_MEMORY_BYTES]
+    if bounds[-1] < 1:
+        log.warning(
+            "got %.1f GiB of memory, expected %d or more: a scan may be too large for this machine, whoever made it",
+            memory_bytes() / 1024**3,
+            (_RESERVED_BYTES + WORKER_MEMORY_BYTES) >> 30,
+        )
     return max(1, min(bounds + [int(setting)] if setting else bounds))
 
 
@@ -63,8 +69,8 @@ def over_scans(
 ) -> Iterator[Result]:
     """Do the same work on every task, in other processes than this one.
 
-    When a process is killed, most likely for want of memory, the tasks that are left are done one at a time, so that a
-    task that is too large on its own can be told from several that were too large together.
+    When a process lacks memory or is killed, the tasks that are left are done one at a time, so that a task that is
+    too large on its own can be told from several that were too large together.
 
     Args:
         work: a function of a module, whose results can be pickled.
@@ -87,11 +93,9 @@ def over_scans(
                     yield result
                     del left[0]
             return
-        except MemoryError as error:
-            raise WorkerError(f"{name(left[0])}: {_TOO_LARGE}") from error
-        except BrokenProcessPool:
+        except (MemoryError, BrokenProcessPool):
             log.warning(
-                "a worker process was killed, most likely for want of memory: each may need %d GiB; %s sets a smaller "
+                "a worker process had too little memory, or was killed: each may need %d GiB; %s sets a smaller "
                 "number of them",
                 WORKER_MEMORY_BYTES >> 30,
                 VARIABLE,

@@ -20,10 +20,10 @@ MARGIN_BORDERS = tuple(round(0.05 * k, 2) for k in range(-18, 19))
 def best_border(maps: Iterable[Map], borders: tuple[float, ...], otherwise: float) -> float:
     """The border above which the shares of lobes, as scores, differ least from the given scores.
 
-    The mean that the dRAM learns by is one of probabilities; what is above a fixed border is another share, and on the
-    whole a smaller one. Scores are all that this takes, so it is as weak a supervision as the rest. What counts is the
-    mean absolute difference, as in linearly weighted kappa: Eq. 1 is nearly blind to lesion in lobes that have none,
-    and would rather fill them than leave a severe one half empty.
+    The mean that the dRAM learns by is one of probabilities; what is above a fixed border is another share. Scores are
+    all that this takes, so it is as weak a supervision as the rest. What counts is the mean absolute difference, as in
+    linearly weighted kappa: Eq. 1 is nearly blind to lesion in lobes that have none, and would rather fill them than
+    leave a severe one half empty.
 
     Args:
         maps: of validation cases, read one after another.

@@ -74,7 +74,7 @@ class CamNetwork(nn.Module):
 
 
 def cam(run: Run, folder: Path) -> dict[str, Any]:
-    """Train the classifier on the scored lobes of the training cases, and map the validation and test cases.
+    """Train the classifier on the scored lobes of the training cases, and map the test cases.
 
     Writes <case>_cam.npy, float16 (z, y, x) in [0, 1] on the scan's grid.
 
@@ -100,7 +100,7 @@ def cam(run: Run, folder: Path) -> dict[str, Any]:
     untrained = CamNetwork(width=settings.width)
     train(fabric, untrained, batches, terms, settings, folder, plain=plain, readers=run.workers.count)
     network = load_trained(CamNetwork(width=settings.width), folder).to(fabric.device)
-    mapped = [*of_split(cases, "validation"), *of_split(cases, "test")]
+    mapped = of_split(cases, "test")
     with fabric.autocast():
         _write_maps(network, run, mapped[fabric.global_rank :: fabric.world_size], folder, fabric.device)
     fabric.barrier()

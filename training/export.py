@@ -83,7 +83,7 @@ def _lobes_of_run(run: Run) -> LobePart | None:
     record = run.record_if_current(LOBE_STAGE)
     if record is None:
         return None
-    settings = LobeSettings(**record["settings"])
+    settings = LobeSettings(**record["settings"]["lobes"])
     about = {name: record[name] for name in ("seed", "data_sha256", "results", "environment")}
     about["settings"] = settings.model_dump(mode="json", exclude=PLACES["lobes"])
     weights = to_safetensors(_contiguous(trained_lobes(settings, run.folder(LOBE_STAGE))))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -44,17 +45,11 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no training case, an image cannot be used, or the model to start from is of another kind.
     """
-    settings, seed = run.config.lobes, run.config.seed
+    settings, seed, spacing = run.config.lobes, run.config.seed, run.config.lobes.spacing_mm
     cases = cases_to_learn_from(run.data)
     fabric = make_fabric(run, settings.precision)
-    network = first_network(settings)
-    used = [*of_split(cases, "train"), *of_split(cases, "validation")]
-    mine = used[fabric.global_rank :: fabric.world_size]
-    over_scans("coarse scans", partial(cache_scan, folder=folder / CACHE, settings=settings), mine, run.workers)
-    fabric.barrier()
-    scans, validation = (
-        [LobeScan(case.name, folder / CACHE) for case in of_split(cases, split)] for split in ("train", "validation")
-    )
+    network, started_from = first_network(settings), _about_the_start(settings)
+    scans, validation = _cached_scans(run, cases, folder / CACHE, fabric)
 
     def terms(model: nn.Module, items: list[LobeScanItem], step: int) -> Terms:
         crops = (random_crop(item, settings, seed=seed, device=fabric.device) for item in items)
@@ -63,7 +58,7 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
 
     def measure(network: nn.Module, step: int, logbook: Logbook) -> dict[str, float]:
         assert isinstance(network, FoldedUNet)
-        return measure_dice(network, validation, fabric.device)
+        return measure_dice(network, validation, fabric.device, spacing_mm=spacing)
 
     train(
         fabric,
@@ -79,9 +74,18 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
     )
     best = trained(settings, folder).to(fabric.device)
     with torch.inference_mode(), fabric.autocast():
-        results = measure_dice(best, validation, fabric.device) if validation else {}
+        results = measure_dice(best, validation, fabric.device, spacing_mm=spacing) if validation else {}
     numbers = {"training_cases": len(scans), "validation_cases": len(validation), "validation": results}
-    return numbers | ({"started_from": _about_the_start(settings.start_from)} if settings.start_from else {})
+    return numbers | started_from
+
+
+def _cached_scans(run: Run, cases: list[Case], folder: Path, fabric: Fabric) -> tuple[list[LobeScan], list[LobeScan]]:
+    """The scans of the training and of the validation cases; processes share the work of caching them."""
+    train, validation = (of_split(cases, split) for split in ("train", "validation"))
+    mine = [*train, *validation][fabric.global_rank :: fabric.world_size]
+    over_scans("scans", partial(cache_scan, folder=folder, settings=run.config.lobes), mine, run.workers)
+    fabric.barrier()
+    return [LobeScan(case.name, folder) for case in train], [LobeScan(case.name, folder) for case in validation]
 
 
 def cases_to_learn_from(data: Path) -> list[Case]:
@@ -128,10 +132,13 @@ def first_network(settings: LobeSettings) -> FoldedUNet:
     return model.lobe_network.train()
 
 
-def _about_the_start(model: Path) -> dict[str, Any]:
-    """Which network training began with, and how that one was trained."""
-    about = load_model(model).description
-    return {"lobe_weights_sha256": about.identity.lobe_weights_sha256, **about.training.get("lobes", {})}
+def _about_the_start(settings: LobeSettings) -> dict[str, Any]:
+    """Which network training began with, and how that one was trained, where it was trained before."""
+    if settings.start_from is None:
+        return {}
+    about = load_model(settings.start_from).description
+    lobes = about.training.get("lobes", {})
+    return {"started_from": {"lobe_weights_sha256": about.identity.lobe_weights_sha256, **lobes}}
 
 
 def trained(settings: LobeSettings, folder: Path) -> FoldedUNet:
@@ -156,12 +163,15 @@ def lobe_terms(logits: Tensor, target: Tensor) -> Terms:
     return {"cross_entropy": (1.0, cross_entropy), "dice": (1.0, 1 - dices.mean())}
 
 
-def measure_dice(network: FoldedUNet, scans: list[LobeScan], device: torch.device) -> dict[str, float]:
+def measure_dice(
+    network: FoldedUNet, scans: list[LobeScan], device: torch.device, *, spacing_mm: float
+) -> dict[str, float]:
     """Mean Dice of each lobe, by its key, and over all lobes, on the network's own grid."""
     per_lobe: dict[str, list[float]] = {lobe.key: [] for lobe in LOBES}
     for scan in scans:
         item = read_lobe_scan(scan)
-        found = lobe_probability(network, item.image.float().numpy(), device).argmax(axis=0)
+        image = item.image.float().numpy()
+        found = lobe_probability(network, image, device, spacing_mm=spacing_mm).argmax(axis=0)
         reference = item.lobes.numpy()
         for lobe in LOBES:
             if (reference == lobe.label).any():

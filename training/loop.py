@@ -90,7 +90,7 @@ def train(
 
     Args:
         fabric: device, precision and processes.
-        network: freshly initialised.
+        network: to begin with.
         batches: what to learn from, a batch a step and process.
         terms: the loss terms of the network on a batch at a step.
         settings: steps, optimiser, checkpoints.

@@ -24,6 +24,7 @@ from training.segment import segment, segment_reference
 from training.settings import (
     CamSettings,
     ExportSettings,
+    LobeSettings,
     PrepareSettings,
     PseudoSettings,
     RegressSettings,
@@ -41,11 +42,11 @@ class CamInputs(Settings):
     """What the baseline's maps depend on."""
 
     cam: CamSettings
-    pseudo: PseudoSettings
+    scales: tuple[float, ...]  # of the maps, as of the dRAM's
 
 
 def _cam_inputs(config: TrainingConfig) -> CamInputs:
-    return CamInputs(cam=config.cam, pseudo=config.pseudo)
+    return CamInputs(cam=config.cam, scales=config.pseudo.scales)
 
 
 class ComparisonInputs(Settings):
@@ -73,11 +74,26 @@ class ExportInputs(Settings):
     lobe_weights: str | None  # checksum of those to take over
 
 
+def _checksum(model: Path | None) -> str | None:
+    """Of a model's lobe weights, where there are some."""
+    weights = model / LOBE_WEIGHTS if model else None
+    return sha256(weights.read_bytes()) if weights and weights.is_file() else None
+
+
 def _export_inputs(config: TrainingConfig) -> ExportInputs:
-    directory = config.export.lobes_from
-    weights = directory / LOBE_WEIGHTS if directory else None
-    checksum = sha256(weights.read_bytes()) if weights and weights.is_file() else None
+    checksum = _checksum(config.export.lobes_from)
     return ExportInputs(export=config.export, subtypes=config.subtypes, lobe_weights=checksum)
+
+
+class LobeInputs(Settings):
+    """What the lobe network depends on beside its data."""
+
+    lobes: LobeSettings
+    first_weights: str | None  # checksum of those that training begins with
+
+
+def _lobe_inputs(config: TrainingConfig) -> LobeInputs:
+    return LobeInputs(lobes=config.lobes, first_weights=_checksum(config.lobes.start_from))
 
 
 PREPARE = Stage("prepare", "Check every scan; cache its lobe chunks and whole.", (), lambda c: c.prepare, prepare)
@@ -125,7 +141,7 @@ LOBES = Stage(
     "lobes",
     "Train the network that finds the lobes of scans that come without; on any data with CT and lobes.",
     (),
-    lambda c: c.lobes,
+    _lobe_inputs,
     lobes,
     together=True,
 )

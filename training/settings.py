@@ -104,7 +104,7 @@ class RegressSettings(BatchNormSettings):
     refinement: Ramp = Field(Ramp(start=0.3, full=0.6), description="bootstrapping loss against the CRF's target")
     beta: float = Field(0.8, ge=0, le=1, description="weight of the target against the network's own label in Eq. 4")
     attention: bool = Field(True, description="refine by local attention; else the target acts on the raw dRAM")
-    suppress_vessels: bool = Field(True, description="no refinement target on vessels")
+    suppress_vessels: bool = Field(True, description="take vessels out of the map before the CRF")
     crf: CrfSettings = Field(CrfSettings(), description="makes the refinement's target")
     validate_every: int = Field(500, ge=1, description="steps between validations")
 

@@ -174,20 +174,20 @@ def _work(run: Run, stage: Stage, folder: Path, basis: dict[str, Any]) -> None:
     with all_starts(folder / SECONDS) as seconds:
         results = stage.work(run, folder)
         end_workers()  # the system counts the memory of processes that have ended
-        spent = seconds()
-    record = {
-        "stage": stage.name,
-        **basis,
-        "results": results,
-        "files_sha256": _sha256_of_files(folder),
-        "seconds": spent,
-        "peak_memory_gb": _peak_memory_gb(resource.RUSAGE_SELF),
-        "peak_memory_of_a_worker_gb": _peak_memory_gb(resource.RUSAGE_CHILDREN),
-        **about,
-    }
-    write_json(folder / RECORD, record)
+        record = {
+            "stage": stage.name,
+            **basis,
+            "processes": processes(),
+            "results": results,
+            "files_sha256": _sha256_of_files(folder),
+            "seconds": seconds(),
+            "peak_memory_gb": _peak_memory_gb(resource.RUSAGE_SELF),
+            "peak_memory_of_a_worker_gb": _peak_memory_gb(resource.RUSAGE_CHILDREN),
+            **about,
+        }
+        write_json(folder / RECORD, record)
     peaks = f"peak {record['peak_memory_gb']} GB, of a worker {record['peak_memory_of_a_worker_gb']} GB"
-    cost = f"{spent} s, {peaks}"
+    cost = f"{record['seconds']} s, {peaks}"
     console.print(f"{stage.name}: {cost}; {folder}", markup=False, soft_wrap=True)
 
 
@@ -223,7 +223,7 @@ def _sha256_of_files(folder: Path) -> str:
     """Digest of the files directly in a stage's folder."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (BASIS, RECORD):
+        if path.is_file() and path.name not in (BASIS, RECORD, SECONDS):
             digest.update(path.name.encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()

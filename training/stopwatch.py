@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from algorithm.errors import InputError
 from training.files import read_json, write_json
 
 NOTE_EVERY_S = 20.0
@@ -34,10 +35,13 @@ def all_starts(note: Path) -> Iterator[Callable[[], float]]:
     def seconds() -> float:
         return round(before + time.perf_counter() - started, 1)
 
+    def write_note() -> None:
+        with suppress(OSError, InputError):  # the work itself meets what is wrong with the disk, and says it
+            write_json(note, {"seconds": seconds()})
+
     def keep_noting() -> None:
         while not ended.wait(NOTE_EVERY_S):
-            with suppress(OSError):  # the work itself will meet what is wrong with the disk
-                write_json(note, {"seconds": seconds()})
+            write_note()
 
     thread = threading.Thread(target=keep_noting, daemon=True)
     thread.start()
@@ -45,7 +49,7 @@ def all_starts(note: Path) -> Iterator[Callable[[], float]]:
         yield seconds
     except BaseException:
         _end(thread, ended)
-        write_json(note, {"seconds": seconds()})
+        write_note()
         raise
     _end(thread, ended)
     note.unlink(missing_ok=True)

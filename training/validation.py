@@ -34,7 +34,8 @@ def dram_validation(run: Run, settings: RegressSettings, folder: Path, device: t
     """Kappa between the scores of the validation lobes and those of their dRAMs.
 
     The best network has the greatest kappa; of equal ones, the smallest interval loss. Networks from before all loss
-    terms have their full weight are not eligible, for what they would gain from these terms is still to come.
+    terms have their full weight are not eligible, for what they would gain from these terms is still to come; nor are
+    those of the comparison's rows that lack a term, for all rows are to choose among as many.
 
     Raises:
         InputError: no validation case has a score.
@@ -47,7 +48,7 @@ def dram_validation(run: Run, settings: RegressSettings, folder: Path, device: t
         )
     vessels = run if settings.needs_vessels else None
     pictured = sorted(range(len(lobes)), key=lambda i: -lobes[i].score)[:PICTURED_LOBES]
-    ramps = (settings.equivariance, settings.entropy, settings.refinement)
+    ramps = (run.config.regress.equivariance, run.config.regress.entropy, run.config.regress.refinement)
 
     def read(chosen: list[ScoredLobe]) -> LobeBatch:
         items = [read_item(lobe, 0, vessels) for lobe in chosen]

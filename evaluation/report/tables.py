@@ -205,7 +205,8 @@ def score_table(comparison: Comparison) -> Table:
     note = (
         "95 % intervals of kappa: large-sample standard error (Fleiss, Cohen and Everitt); percentile bootstrap over "
         "lobes; percentile bootstrap over scans, the only one that allows for lobes of one scan being alike. Kappa "
-        "with score 1 from 0.5 % and from any lesion voxel instead of from 1 %. Total score 0 to 25."
+        "with score 1 from 0.5 % and from any lesion voxel instead of from 1 %. Total score 0 to 25; [n] scans have "
+        "one in reference and prediction, where not all do."
     )
     return Table("Severity scores", header, rows, note)
 

@@ -185,7 +185,8 @@ class TestRefused:
             ({"ImageOrientationPatient": [1, 0, 0, 0.3, 1, 0]}, "not at right angles"),
             ({"ImagePositionPatient": [1, 2]}, r"a\.dcm: got ImagePositionPatient .*, expected 3 numbers"),
             ({"ImagePositionPatient": None}, r"a\.dcm: got ImagePositionPatient None, expected 3 numbers"),
-            ({"PixelSpacing": [0, 0.8]}, r"a\.dcm: got PixelSpacing \(0, 0\.8\), expected positive"),
+            ({"PixelSpacing": [0, 0.8]}, r"a\.dcm: got PixelSpacing \(0, 0\.8\), expected 0\.01 to 100 mm"),
+            ({"PixelSpacing": [0.0007, 0.0007]}, r"a\.dcm: got PixelSpacing \(0\.0007, 0\.0007\), expected 0\.01 to"),
             ({"SamplesPerPixel": 3}, r"a\.dcm: got several values a pixel"),
             ({"NumberOfFrames": 4}, r"a\.dcm: got one of several multi-frame files"),
         ],
@@ -220,6 +221,14 @@ class TestRefused:
     def test_no_header(self, series):
         (series / "a.dcm").write_bytes(b"")
         with pytest.raises(InputError, match=r"a\.dcm: damaged or no DICOM file"):
+            read_series(series)
+
+    @pytest.mark.parametrize("content", [b"", b"\0" * 100])
+    def test_a_slice_without_ending_that_was_cut_off(self, series, content):
+        for path in sorted(series.glob("*.dcm")):
+            path.rename(path.with_suffix(""))
+        sorted(series.iterdir())[-1].write_bytes(content)
+        with pytest.raises(InputError, match="damaged or no DICOM file"):
             read_series(series)
 
     def test_damaged_header(self, series):

@@ -43,6 +43,12 @@ def test_answers_for_every_voxel_from_the_prior_on() -> None:
     assert network.period == 16
 
 
-def test_a_size_that_is_no_multiple_of_the_period_is_refused() -> None:
-    with pytest.raises(ValueError, match="multiples of 8"):
-        FoldedUNet(classes=3, width=1, fold=2, norm="instance")(torch.rand(1, 1, 24, 32, 32))
+@pytest.mark.parametrize("size", [(24, 32, 32), (25, 32, 32)])
+def test_a_size_that_is_no_multiple_of_the_period_is_refused(size: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="multiples of 16"):
+        FoldedUNet(classes=3, width=1, fold=2, norm="instance")(torch.rand(1, 1, *size))
+
+
+def test_a_prior_has_a_probability_for_each_class() -> None:
+    with pytest.raises(ValueError, match="expected 3 probabilities"):
+        FoldedUNet(classes=3, width=1, fold=2, norm="instance").set_prior((0.5, 0.5))

@@ -136,6 +136,17 @@ class TestHeaders:
         with pytest.raises(InputError, match="not at right angles"):
             read_ct(path)
 
+    def test_orientations_of_a_nifti_that_contradict_each_other(self, ct, save):
+        plain = save(ct, "plain.nii")
+        q_code, s_code = struct.unpack_from("<2h", plain.read_bytes(), 252)
+        assert q_code > 0 and s_code > 0
+        read_ct(plain)
+        mirrored = np.reshape(struct.unpack_from("<12f", plain.read_bytes(), 280), (3, 4)) * (-1, 1, 1, 1)
+        path = self._edited_nifti(plain, "ct.nii", 280, "<12f", tuple(mirrored.ravel()))
+        with pytest.raises(InputError, match="another orientation in sform than in qform"):
+            read_ct(path)
+        read_ct(self._edited_nifti(path, "ct.nii", 252, "<2h", (0, 1)))
+
     @staticmethod
     def _edited_nifti(plain: Path, name: str, offset: int, form: str, values: tuple[float, ...]) -> Path:
         content = bytearray(plain.read_bytes())

@@ -5,7 +5,7 @@ import pytest
 
 from algorithm.errors import InputError
 from algorithm.images import Geometry, Volume
-from algorithm.lobe_checks import require_lungs, what_is_implausible
+from algorithm.lobe_checks import doubts_about_found, doubts_about_given, require_lungs
 
 CENTIMETRE = Geometry((24, 16, 30), (10.0, 10.0, 10.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 """Voxels of 1 ml."""
@@ -24,7 +24,7 @@ def chest() -> tuple[Volume, Volume]:
 def test_a_plausible_chest_gives_no_warning():
     ct, lobes = chest()
     require_lungs(lobes, ct)
-    assert what_is_implausible(lobes, {label: 0.95 for label in range(1, 6)}) == []
+    assert doubts_about_found(lobes, {label: 0.95 for label in range(1, 6)}) == []
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,15 @@ def test_a_scan_without_lungs_is_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "doubts"),
     [
-        (lambda lobes: lobes[np.isin(lobes, (1, 2))].fill(0), []),
         (
             lambda lobes: np.putmask(lobes, np.isin(lobes, (1, 2)), 0),
-            ["the left lung that was found has 0 ml, expected 300 to 5500: check the lobes"],
+            ["the left lung has 0 ml, expected 300 to 5500: check the lobes"],
         ),
         (
             lambda lobes: np.putmask(lobes, lobes == 1, 2),
             [
-                "the left upper lobe that was found is 0 % of its lung, expected 25 to 85 %: check the lobes",
-                "the left lower lobe that was found is 100 % of its lung, expected 15 to 75 %: check the lobes",
+                "the left upper lobe is 0 % of its lung, expected 25 to 85 %: check the lobes",
+                "the left lower lobe is 100 % of its lung, expected 15 to 75 %: check the lobes",
             ],
         ),
         (
@@ -66,17 +65,67 @@ def test_a_scan_without_lungs_is_refused(change, message):
 def test_what_is_implausible_is_said(change, doubts):
     _, lobes = chest()
     change(lobes.array)
-    assert what_is_implausible(lobes, {}) == doubts
+    assert doubts_about_found(lobes, {}) == doubts
 
 
 def test_sides_of_the_scan_are_named_as_in_the_patient():
     _, lobes = chest()
     whole = lobes.with_array(np.repeat(np.repeat(lobes.array[2:17, 3:13, 2:28], 2, axis=0), 1, axis=1))
-    (doubt,) = what_is_implausible(whole, {})
+    (doubt,) = doubts_about_found(whole, {})
     assert "(lower, upper, front, back, right, left)" in doubt
 
 
 def test_little_confidence_is_said():
     _, lobes = chest()
-    (doubt,) = what_is_implausible(lobes, {5: 0.62, 4: 0.9})
+    (doubt,) = doubts_about_found(lobes, {5: 0.62, 4: 0.9})
     assert doubt == "the right middle lobe was found with little confidence (0.62): check the lobes"
+
+
+def test_given_lobes_of_a_plausible_chest_are_beyond_doubt():
+    ct, lobes = chest()
+    assert doubts_about_given(lobes, ct) == []
+    np.putmask(lobes.array, lobes.array == 5, 0)  # a lobe that is absent says nothing of the others' shares
+    assert doubts_about_given(lobes, ct) == []
+
+
+@pytest.mark.parametrize("hu", [40, -1874, 174])
+def test_lobes_without_air_are_doubtful(hu):
+    _, lobes = chest()
+    (doubt,) = doubts_about_given(lobes, lobes.with_array(np.full(lobes.array.shape, hu, dtype=np.int16)))
+    assert doubt.startswith(
+        "0 ml of the lobes hold air (-1000 to -500 HU), expected at least 100: check that the CT is in"
+    )
+
+
+RENUMBERED = ": check the orientation and the numbers of the lobes"
+
+
+@pytest.mark.parametrize(
+    ("change", "doubts"),
+    [
+        (
+            lambda array: array[:, :, ::-1],
+            [
+                "the left upper lobe lies to the right of the right upper lobe" + RENUMBERED,
+                "the left lower lobe lies to the right of the right lower lobe" + RENUMBERED,
+            ],
+        ),
+        (
+            lambda array: np.array([0, 2, 1, 3, 4, 5])[array],
+            ["the left upper lobe lies below the left lower lobe" + RENUMBERED],
+        ),
+    ],
+)
+def test_lobes_on_the_wrong_side_or_wrongly_numbered_are_doubtful(change, doubts):
+    ct, lobes = chest()
+    changed = lobes.with_array(change(lobes.array).astype(np.uint8))
+    assert doubts_about_given(changed, ct.with_array(np.where(changed.array > 0, -850, 40))) == doubts
+
+
+def test_swapped_right_lower_and_middle_lobes_are_doubtful():
+    ct, lobes = chest()
+    in_front = np.repeat(np.arange(16)[None, :, None], 24, axis=0) < 7  # the middle lobe lies before the lower one
+    lobes.array[(lobes.array == 5) & ~in_front] = 4
+    assert doubts_about_given(lobes, ct) == []
+    swapped = lobes.with_array(np.array([0, 1, 2, 3, 5, 4], dtype=np.uint8)[lobes.array])
+    assert "the right lower lobe lies in front of the right middle lobe" + RENUMBERED in doubts_about_given(swapped, ct)

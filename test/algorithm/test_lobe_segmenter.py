@@ -127,14 +127,15 @@ def test_the_second_time_the_network_sees_the_box_around_the_lungs(monkeypatch):
         return probability_at_once(network, part, device)
 
     monkeypatch.setattr(lobe_segmenter, "probability_at_once", at_once)
-    probability = lobe_probability(Threshold(), image, torch.device("cpu"))
-    assert seen == [(48, 64, 80), (16 + 16, 16 + 16, 55 + 16)]
+    probability = lobe_probability(Threshold(), image, torch.device("cpu"), spacing_mm=1.5)
+    assert seen == [(48, 64, 80), (16 + 16, 16 + 16, 55 + 16)]  # 12 mm on all sides
     assert np.array_equal(hard_labels(probability) > 0, image < 0.3)
     assert (hard_labels(probability)[..., :40] != 1).all() and (hard_labels(probability)[..., 40:] != 3).all()
 
 
 def test_without_lungs_there_is_no_second_time():
-    probability = lobe_probability(Threshold(), np.full((16, 16, 16), 0.7, dtype=np.float32), torch.device("cpu"))
+    image = np.full((16, 16, 16), 0.7, dtype=np.float32)
+    probability = lobe_probability(Threshold(), image, torch.device("cpu"), spacing_mm=1.5)
     assert (probability[0] > 0.5).all()
 
 
@@ -163,7 +164,7 @@ def test_segment(segmenter, chest):
         reference = dark & side
         overlap = 2 * (reference & (found.labels.array == label)).sum()
         assert overlap / (reference.sum() + (found.labels.array == label).sum()) > 0.97
-    assert any("left lower lobe that was found is 0 %" in warning for warning in found.warnings)
+    assert any("left lower lobe is 0 %" in warning for warning in found.warnings)
 
 
 def test_any_orientation_gives_the_same_lobes(segmenter, chest):

@@ -1,7 +1,5 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from algorithm.images import Geometry, Volume
 from algorithm.preprocess import (
@@ -12,7 +10,6 @@ from algorithm.preprocess import (
     moved,
     resample,
     uncrop,
-    unwindow,
     window,
 )
 
@@ -33,11 +30,6 @@ def corner(geometry: Geometry, far: bool) -> tuple[float, ...]:
 def test_window_maps_its_ends_to_0_and_1_and_clamps():
     hu = np.array([-2000, -1200, -450, 300, 3000], dtype=np.int16)
     assert window(hu).tolist() == [0, 0, 0.5, 1, 1]
-
-
-@given(st.floats(-1200, 300))
-def test_unwindow_inverts_window(hu):
-    assert unwindow(window(np.array([hu], dtype=np.float32)))[0] == pytest.approx(hu, abs=1e-3)
 
 
 def test_bounding_box_with_margin_is_clipped():

@@ -213,7 +213,7 @@ def test_refuses_what_is_no_ct_series(array, tmp_path, changes, message) -> None
 
 def test_refuses_a_folder_without_a_series(tmp_path) -> None:
     (tmp_path / "case").mkdir()
-    (tmp_path / "case" / "readme").write_text("no DICOM")
+    (tmp_path / "case" / "readme.txt").write_text("no DICOM")
     with pytest.raises(InputError, match="got 0 DICOM files, expected the slices of one CT series"):
         convert({SCAN_SLUG: tmp_path / "case"}, tmp_path)
     damaged = write_series(tmp_path / "damaged", np.zeros((2, 3, 4)), NumberOfFrames=2)

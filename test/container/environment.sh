@@ -33,6 +33,6 @@ run_algorithm() { "$python" -m algorithm "$@"; }
 run_script() { "$python" "$@"; }
 
 run_evaluation() {
-  "$python" -m evaluation challenge --input "$work/evaluation/input" --output "$work/output" \
-    --ground-truth "$work/evaluation/ground_truth"
+  "$python" -m evaluation challenge --input-dir "$work/evaluation/input" --output-dir "$work/output" \
+    --ground-truth-dir "$work/evaluation/ground_truth"
 }

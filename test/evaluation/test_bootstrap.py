@@ -69,3 +69,10 @@ def test_no_kappa_interval_where_kappa_is_mostly_undefined() -> None:
     assert kappa_interval(pair_tables(np.array([0, 0, 3]), np.array([0, 0, 4])), seed=0) == NO_INTERVAL
     assert kappa_interval(pair_tables(np.array([2]), np.array([3])), seed=0) == NO_INTERVAL
     assert kappa_interval(np.zeros((0, 6, 6), dtype=np.int64), seed=0) == NO_INTERVAL
+
+
+@pytest.mark.parametrize("score", range(6))
+def test_no_kappa_interval_where_one_side_gives_all_lobes_the_same_score(score) -> None:
+    reference, constant = raters(50, 1)[0], np.full(50, score)
+    assert kappa_interval(pair_tables(reference, constant), seed=0) == NO_INTERVAL
+    assert kappa_interval(pair_tables(constant, reference), seed=0) == NO_INTERVAL

@@ -146,6 +146,12 @@ def test_another_grid_names_the_method_or_is_resampled_where_asked(
     assert "1 masks lay on another grid" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_resampled_mask_must_cover_the_lungs(tmp_path, reference, methods, predictions, write_mask) -> None:
+    write_mask(methods["poor"] / "a.mha", predictions["a"], shift_mm=1.5)
+    with pytest.raises(InputError, match="method poor, case a: a.mha: got a mask that covers .* % of the lungs"):
+        compare_methods(reference_directory=reference, methods=methods, out=tmp_path / "out", resample=True)
+
+
 def test_no_method(tmp_path, reference) -> None:
     with pytest.raises(InputError, match="--method: got none"):
         compare_methods(reference_directory=reference, methods={}, out=tmp_path / "out")

@@ -153,3 +153,15 @@ def test_whether_boxes_overlap(origin, direction, expected) -> None:
     there = Grid((1, 1, 1), (10, 10, 10), origin, direction)
     assert here.overlaps(there) is expected
     assert there.overlaps(here) is expected
+
+
+def test_the_share_of_a_mask_that_a_grid_covers() -> None:
+    whole = Grid((200, 10, 10), (1.0, 2.0, 2.0), (5.0, 5.0, 5.0), tuple(np.eye(3).ravel()))
+    where = np.zeros(whole.size_zyx, dtype=bool)
+    where[100:, 2:8] = True
+    upper = Grid((50, 10, 10), (1.0, 2.0, 2.0), (5.0, 5.0, 155.0), whole.direction)
+    assert whole.covered_share(where, whole) == 1
+    assert upper.covered_share(where, whole) == pytest.approx(0.5, abs=0.02)
+    turned = Grid((50, 10, 10), (1.0, 2.0, 2.0), (23.0, 23.0, 155.0), tuple(np.diag([-1.0, -1.0, 1.0]).ravel()))
+    assert turned.covered_share(where, whole) == upper.covered_share(where, whole)
+    assert Grid((50, 10, 10), (1.0, 2.0, 2.0), (5.0, 5.0, 5.0), whole.direction).covered_share(where, whole) == 0

@@ -96,6 +96,12 @@ def test_zeros_are_dropped() -> None:
     assert with_zeros.median_difference == 2
 
 
+def test_equal_differences_of_decimals_are_ties() -> None:
+    tenths = wilcoxon_signed_rank([0.3, 0.4, 0.5, 0.6, 0.7, 0.8], [0.2, 0.3, 0.4, 0.5, 0.8, 0.9])
+    whole = wilcoxon_signed_rank([3, 4, 5, 6, 7, 8], [2, 3, 4, 5, 8, 9])
+    assert (tenths.statistic, tenths.p, tenths.rank_biserial) == (whole.statistic, whole.p, whole.rank_biserial)
+
+
 @pytest.mark.parametrize("values", [[], [0.5, 0.5, 0.7]])
 def test_equal_methods_have_no_p(values) -> None:
     result = wilcoxon_signed_rank(values, values)

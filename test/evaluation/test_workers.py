@@ -40,6 +40,12 @@ def test_the_least_of_all_bounds(machine, tasks, pretended, expected) -> None:
     assert worker_count(tasks) == expected
 
 
+def test_a_machine_that_is_too_small_is_said(machine, caplog) -> None:
+    machine(gib=2)
+    worker_count(3)
+    assert "got 2.0 GiB of memory, expected 3 or more" in caplog.text
+
+
 @pytest.mark.parametrize("setting", ["0", "-1", "1.5", "all"])
 def test_refuses_other_settings(machine, setting) -> None:
     machine(setting=setting)
@@ -92,7 +98,7 @@ def test_a_task_that_is_too_large_only_beside_others_is_judged_alone(in_processe
     mark = tmp_path / "killed once"
     once = f"__import__('os').path.exists({str(mark)!r}) or (open({str(mark)!r}, 'w').close(), {KILL})"
     assert judged(["0", once, "2"]) == [0, True, 2]
-    assert "a worker process was killed" in caplog.text
+    assert "a worker process had too little memory, or was killed" in caplog.text
 
 
 def test_too_little_memory_names_the_task(in_processes) -> None:
@@ -106,3 +112,9 @@ def test_no_worker_writes_to_stderr(in_processes, capfd) -> None:
     captured = capfd.readouterr()
     assert captured.err == ""
     assert all(text in captured.out for text in ("of the reference", "of it too", "and this"))
+
+
+def test_a_task_without_memory_is_done_again_alone(in_processes, tmp_path) -> None:
+    mark = tmp_path / "tried"
+    once = f"(lambda p: 7 if p.exists() else (p.touch(), 'x' * 10**18))(__import__('pathlib').Path({str(mark)!r}))"
+    assert judged([once, "2"]) == [7, 2]

@@ -65,15 +65,22 @@ def test_a_cache_is_kept_while_its_images_are_the_same(phantoms: Path, tmp_path:
     assert kept.stat().st_mtime_ns != before
 
 
+def require_together(image: torch.Tensor, labels: torch.Tensor) -> None:
+    """The image of a lobe is an eighth of its label, and mixed at its border: labels moved by a voxel fit it less."""
+    values, fit = 8 * image[0, 0], labels[0].float()
+    off = float((values - fit).abs().mean())
+    for axis in range(3):
+        for step in (-1, 1):
+            assert off < 0.9 * float((values - fit.roll(step, axis)).abs().mean())
+
+
 def test_image_and_lobes_move_together(plain: None) -> None:
     seen = set()
     for position in range(10):
         image, labels = crop(SETTINGS, item(blocks(), position))
         assert image.shape == (1, 1, 32, 24, 40) and labels.shape == (1, 32, 24, 40)
         seen |= set(labels.unique().tolist())
-        off = (8 * image[0] - labels).abs()  # the image of a lobe is an eighth of its label, and mixed at its border
-        assert float(off[labels > 0].median()) < 0.01
-        assert float(off[labels == 0].median()) < 0.01
+        require_together(image, labels)
     assert seen == set(range(6))
 
 
@@ -104,8 +111,7 @@ def test_bending_moves_points_by_some_millimetres_and_keeps_image_and_lobes_toge
     changed = []
     for position in range(10):
         (_, straight), (image, labels) = crop(SETTINGS, item(blocks(), position)), crop(bent, item(blocks(), position))
-        off = (8 * image[0] - labels).abs()
-        assert float(off[labels > 0].median()) < 0.05
+        require_together(image, labels)
         changed.append(float((straight != labels).float().mean()))
     assert min(changed) > 0
     assert 0.02 < np.mean(changed) < 0.2

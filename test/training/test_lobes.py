@@ -126,6 +126,17 @@ def test_training_may_begin_with_the_network_of_a_model(trained: Run, tmp_path: 
     assert began == {"lobe_weights_sha256": description.files["lobes.safetensors"], **description.training["lobes"]}
 
 
+def test_other_weights_to_start_from_are_noticed(trained: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(find_model(), model)
+    run = start_from(trained, tmp_path, model, **as_of_model(model), steps=1)
+    execute(run, STAGE)
+    with (model / "lobes.safetensors").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(InputError, match="first_weights: then"):
+        execute(run, STAGE)
+
+
 def test_a_model_to_start_from_must_have_the_same_network(trained: Run, tmp_path: Path) -> None:
     model = find_model()
     width = as_of_model(model)["width"] + 1
@@ -181,7 +192,7 @@ def test_measure_dice(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(lobes, "read_lobe_scan", labels_as_image)
     cases, cache = of_split(read_table(trained.data), "train"), trained.folder("lobes") / "cache"
-    dices = measure_dice(Perfect(), [LobeScan(case.name, cache) for case in cases], torch.device("cpu"))
+    dices = measure_dice(Perfect(), [LobeScan(case.name, cache) for case in cases], torch.device("cpu"), spacing_mm=3)
     assert dices == pytest.approx(dict.fromkeys(("dice", "lul", "lll", "rul", "rll", "rml"), 1.0), abs=0.01)
 
 

@@ -18,6 +18,7 @@ from algorithm.segmenter import LesionSegmenter
 from algorithm.subtypes import VoteRules
 from training.borders import MARGIN_BORDERS, PROBABILITY_BORDERS
 from training.cases import of_split, read_cases, read_scan
+from training.files import write_json
 from training.run import STAGES, in_own_process, run_all
 from training.settings import TrainingConfig
 from training.stages import Run, execute
@@ -76,6 +77,18 @@ def test_the_lobe_network_is_described_as_it_was_trained_not_as_it_would_be_now(
     description = load_model(tmp_path / "export" / "model").description
     assert description.lobe_network.spacing_mm == 8.0 and description.lobe_network.width == 1
     assert description.training["lobes"]["data"] == finished.config.lobes.data
+
+
+def test_the_model_does_not_say_where_the_training_of_its_lobe_network_began(finished, tmp_path):
+    _link(finished, tmp_path, [name for name in ALL_BUT_EXPORT if name != "lobes"])
+    shutil.copytree(finished.directory / "lobes", tmp_path / "lobes")
+    record = finished.record("lobes")
+    record["settings"]["lobes"]["start_from"] = "/a/place/of/this/machine"
+    write_json(tmp_path / "lobes" / "done.json", record)
+    execute(replace(finished, directory=tmp_path), STAGES[-1])
+    description = load_model(tmp_path / "export" / "model").description
+    assert description.training["lobes"]["settings"]["steps"] == finished.config.lobes.steps
+    assert "/a/place" not in description.model_dump_json()
 
 
 def _without_lobes(finished, directory, config):

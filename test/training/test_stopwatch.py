@@ -1,7 +1,10 @@
+import errno
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -58,19 +61,21 @@ def test_a_start_that_is_killed_counts(tmp_path):
         assert seconds() >= 0.3
 
 
-def test_a_disk_that_takes_no_note_does_not_stop_the_work(tmp_path, monkeypatch, recwarn):
+def test_a_full_disk_that_takes_no_note_does_not_stop_the_work(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr(stopwatch, "NOTE_EVERY_S", 0.01)
-    asked = []
+    third, tries = threading.Event(), itertools.count(1)
 
-    def full(path, content):
-        asked.append(path)
-        raise OSError(28, "No space left on device")
+    def full(descriptor):
+        if next(tries) == 3:
+            third.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stopwatch, "write_json", full)
+    monkeypatch.setattr(os, "fsync", full)
     with all_starts(tmp_path / "seconds.json"):
-        while len(asked) < 3:
-            pass
+        assert third.wait(timeout=30)
     assert not recwarn.list
+    with pytest.raises(ValueError, match="a bug"), all_starts(tmp_path / "seconds.json"):
+        raise ValueError("a bug")
 
 
 def test_a_damaged_note_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
@@ -102,8 +103,11 @@ def test_networks_are_eligible_once_every_term_has_its_full_weight(ready, tmp_pa
         entropy=Ramp(weight=0.0, start=0.5, full=0.9),  # never used
         refinement=Ramp(start=0.3, full=0.4),
     )
-    validation = dram_validation(ready, settings, tmp_path, torch.device("cpu"))
+    run = replace(ready, config=ready.config.model_copy(update={"regress": settings}))
+    validation = dram_validation(run, settings, tmp_path, torch.device("cpu"))
     assert (validation.first, validation.every) == (80, 30)
+    without = settings.model_copy(update={"equivariance": Ramp(weight=0.0), "refinement": Ramp(weight=0.0)})
+    assert dram_validation(run, without, tmp_path, torch.device("cpu")).first == 80  # a row of the comparison
     ranks = [validation.rank({"kappa": kappa, "interval": loss}) for kappa, loss in ((0.2, 0.1), (0.2, 0.3), (0.1, 0))]
     assert ranks == sorted(ranks, reverse=True)
 

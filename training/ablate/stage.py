@@ -104,7 +104,10 @@ def _report(run: Run, folder: Path, rows: Sequence[Row], cases: Sequence[Case]) 
     per_scan = read_per_scan(folder / PER_SCAN)
     compared, seed = compared_rows(rows), run.config.seed
     entries_a, entries_b = table_a(per_scan, seed=seed), table_b(per_scan, compared, seed=seed)
-    texts = {"table_a": markdown_a(entries_a), "table_b": markdown_b(entries_b, m=len(compared))}
+    texts = {
+        "table_a": markdown_a(entries_a),
+        "table_b": markdown_b(entries_b, m=len(compared)) + _note_on_batches(run, rows),
+    }
     for name, entries in (("table_a", entries_a), ("table_b", entries_b)):
         write_text(folder / f"{name}.csv", pd.DataFrame(entries).to_csv(index=False))
         write_text(folder / f"{name}.md", texts[name])
@@ -112,6 +115,17 @@ def _report(run: Run, folder: Path, rows: Sequence[Row], cases: Sequence[Case]) 
     draw_figure(per_scan, entries_b, folder / "figure.png", m=len(compared))
     draw_slices(rows, pictured_cases(cases), per_scan, folder)
     return {"test_cases": len(cases), "m": len(compared), "rows": entries_b, "subtypes": entries_a}
+
+
+def _note_on_batches(run: Run, rows: Sequence[Row]) -> str:
+    """That rows learnt from batches of several processes, and others from one's, where that is so."""
+    stages = ("cam", "regress", "segment", "segment-reference")
+    several = {stage: count for stage in stages if (count := run.record(stage)["processes"]) > 1}
+    if not several:
+        return ""
+    listed = ", ".join(f"{stage} {count}" for stage, count in several.items())
+    alone = ", ".join(row.name for row in rows if row.settings is not None)
+    return f"\nBatches are as many times larger as there were processes: {listed}; {alone}: 1.\n"
 
 
 def _lines(path: Path) -> list[str]:

@@ -44,9 +44,9 @@ def data(phantoms, tmp_path_factory) -> Path:
 @pytest.fixture
 def run(data, tiny_config, tmp_path) -> Run:
     """A run whose stages are said to be done."""
-    for stage in STAGES:
+    for stage in (*STAGES, "regress"):
         (tmp_path / stage).mkdir()
-        (tmp_path / stage / "done.json").write_text("{}")
+        (tmp_path / stage / "done.json").write_text('{"processes": 1}')
     (tmp_path / "subtypes" / "subtypes.csv").write_text("volume_ml,mean_hu,sd_hu,subtype\n1,-600,50,1\n1,0,50,2\n")
     return Run(data, tmp_path, tiny_config, device="cpu")
 
@@ -163,3 +163,13 @@ def test_a_case_may_be_called_like_a_number(data, run, made, tmp_path, tiny_conf
     ablate(Run(tmp_path, tmp_path, tiny_config), tmp_path / "ablate")
     lines = (tmp_path / "ablate" / "per_scan.csv").read_text().splitlines()
     assert [line.split(",")[1] for line in lines[1:4]] == ["007", "NA", "1e3"]
+
+
+def test_rows_that_learnt_from_larger_batches_are_named(run, made, tmp_path):
+    ablate(run, tmp_path / "ablate")
+    table = tmp_path / "ablate" / "table_b.md"
+    assert "Batches" not in table.read_text()
+    (run.folder("regress") / "done.json").write_text('{"processes": 2}')
+    ablate(run, tmp_path / "other")
+    note = (tmp_path / "other" / "table_b.md").read_text().splitlines()[-1]
+    assert "regress 2; dRAM raw, + regulariser, + refinement, + attention: 1" in note
