@@ -146,6 +146,7 @@ open_work() {
 test_sample() {
   open_work
   test_exec
+  test_mounted_model
   test_invoke
   segment_sample
   keep_segmentation

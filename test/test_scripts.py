@@ -276,7 +276,7 @@ def test_a_refusal_names_the_job_and_nothing_of_the_reference(tmp_path: Path) ->
     error = tmp_path / "stderr"
     error.write_text("job-second: lesions.mha is truncated\n")
     evaluation_case.check_refusal(error)
-    for text in ("", "job-first: is truncated\n", "job-second\nground_truth/lesions.mha and job-second\n"):
+    for text in ("", "job-first: is truncated\n", "job-second: ground_truth/lesions.mha\n", "a warning\njob-second\n"):
         error.write_text(text)
-        with pytest.raises(SystemExit, match="expected a last line that names job-second"):
+        with pytest.raises(SystemExit, match="expected one line that names job-second"):
             evaluation_case.check_refusal(error)

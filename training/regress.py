@@ -202,6 +202,13 @@ def _equivariance(
 
 
 def _refinement(drams: Drams, batch: LobeBatch, settings: RegressSettings) -> Tensor:
+    """Mean over the lobes; 0 for a diseased one whose target is empty.
+
+    The CRF empties faint maps, and a map that learns from that is fainter still: all of them end empty. The score says
+    that such a target is wrong.
+    """
     raw = drams.raw.detach().float().sigmoid()
     target = refinement_target(raw, batch.plain, batch.mask, batch.vessels, batch.scores, settings.crf)
-    return refinement_loss(drams.refined, target, batch.mask, beta=settings.beta).mean()
+    is_healthy = torch.tensor(batch.scores, device=target.device) == 0
+    counts = is_healthy | (target > 0).flatten(start_dim=1).any(dim=1)
+    return (refinement_loss(drams.refined, target, batch.mask, beta=settings.beta) * counts).mean()

@@ -46,6 +46,19 @@ exec_case() {
   return "$status"
 }
 
+test_mounted_model() {
+  step 'exec: the model that the platform mounts is taken'
+  cp -R algorithm/model "$work/model"
+  sed -i.bak 's/"version": "[^"]*"/"version": "mounted"/' "$work/model/model.json"
+  chmod -R a+rX "$work/model"
+  clear_output
+  lay_out socket ct-image pulmonary-lobes
+  local case_mounts=("${case_mounts[@]}" --volume "$work/model:/opt/ml/model:ro")
+  exec_case || die "exec failed with code $?: $(tail -1 "$work/stderr")"
+  check platform
+  grep -q '"version": "mounted"' "$work/output/covid-19-severity.json" || die 'exec took another model than the mounted one'
+}
+
 start_server() {
   server=$name-test-$$
   "$engine" run --detach --name "$server" "${isolation[@]}" "${case_mounts[@]}" "$invoke_image" >/dev/null

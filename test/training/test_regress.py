@@ -285,6 +285,15 @@ def test_refined_dram_learns_the_raw_one_off_the_vessels():
     assert terms_of(batch, settings)["refinement"] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+def test_a_diseased_lobe_does_not_learn_from_an_empty_target():
+    batch = two_lobes(16)
+    batch = replace(batch, vessels=batch.mask)  # which leaves nothing of any map
+    _, (healthy, its_mask, _) = arrays(batch)
+    expected = by_hand(3 - 8 * healthy, np.zeros(its_mask.shape), its_mask)
+    settings = RegressSettings.model_validate({"chunk_size": 16, "precision": "32-true", "crf": {"iterations": 0}})
+    assert terms_of(batch, settings)["refinement"] == pytest.approx(expected / 2, rel=1e-5)
+
+
 def test_the_crf_sees_the_image_before_its_contrast_was_stretched_and_has_its_settings():
     settings = RegressSettings.model_validate(
         {"chunk_size": 16, "precision": "32-true", "crf": {"iterations": 2, "appearance_sigma": 4.0}}

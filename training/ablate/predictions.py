@@ -136,10 +136,12 @@ def _dram_of_row(run: Run, settings: RegressSettings, folder: Path) -> Predictor
 
 
 def _above(run: Run, dram: Callable[[Case], NDArray[np.float32]], threshold: float) -> Predictor:
-    """Where a dRAM is above a threshold."""
+    """Where a dRAM is above a threshold. Outside the lobes it knows nothing: a margin of 0 there decides nothing."""
 
     def predict(case: Case, scan: Scan) -> NDArray[np.bool_]:
-        return on_ct_grid(Volume(dram(case) - np.float32(threshold), prepared(run, case).geometry("scan")), scan)
+        cache = prepared(run, case)
+        margin = np.where(cache.array("scan_lobes") > 0, dram(case) - np.float32(threshold), np.float32(0))
+        return on_ct_grid(Volume(margin, cache.geometry("scan")), scan)
 
     return predict
 

@@ -143,10 +143,11 @@ def _draw(tubes: LungTubes, lungs: LungsOnGrid, covered: NDArray[np.intp]) -> tu
     vessels = draw_tubes(tubes.vessels.where(counted), lungs.geometry)
     reference = (vessels >= _VESSEL_COVERAGE) & (lungs.labels > 0)
     np.maximum(vessels, draw_tubes(tubes.vessels.where(~counted), lungs.geometry), out=vessels)
+    sheath = draw_tubes(tubes.sheaths, lungs.geometry)
     lumen = draw_tubes(tubes.airways, lungs.geometry)
     outer_mm = tubes.airways.radius_mm * np.float32(1.2) + np.float32(0.5)
     wall = draw_tubes(tubes.airways.with_radius(outer_mm), lungs.geometry)
-    return Drawing(*(part.ravel()[covered] for part in (vessels, lumen, wall, lungs.fissure_mm))), reference
+    return Drawing(*(part.ravel()[covered] for part in (vessels, sheath, lumen, wall, lungs.fissure_mm))), reference
 
 
 def _lesions(rng: np.random.Generator, points: LungPoints, disease: Disease) -> LesionFields:

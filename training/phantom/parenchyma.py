@@ -16,12 +16,14 @@ class Drawing:
 
     Attributes:
         vessels: share of the voxel filled by blood vessels.
+        sheath: share filled by vessels and the looser tissue around them.
         lumen: share filled by the air of airways.
         wall: share filled by airways, wall and lumen together.
         fissure_mm: distance to the nearest fissure.
     """
 
     vessels: FloatArray
+    sheath: FloatArray
     lumen: FloatArray
     wall: FloatArray
     fissure_mm: FloatArray
@@ -37,6 +39,7 @@ def lung_hu(
     glass = np.minimum(hu + lesions.presence * lesions.gain_hu, -180)
     hu = np.maximum(hu, glass)
     hu += lesions.presence * lesions.solid * (lesions.solid_hu - hu)
+    hu += drawing.sheath * np.clip(rng.uniform(-750, -150) - hu, 0, None)
     filled = rng.uniform(0, 0.8)  # some consolidated airways hold no air
     wall_share = np.clip(drawing.wall - drawing.lumen, 0, 1)
     hu += 0.75 * wall_share * (rng.uniform(-60, 10) - hu)

@@ -34,9 +34,10 @@ class Tubes:
 
 @dataclass(frozen=True)
 class LungTubes:
-    """Blood vessels, airways (lumen radius), and the points at which they enter the left and the right lung."""
+    """Blood vessels, sheaths of looser tissue around them, airways (lumen radius), and where they enter each lung."""
 
     vessels: Tubes
+    sheaths: Tubes
     airways: Tubes
     hila: tuple[FloatArray, FloatArray]
 
@@ -55,7 +56,7 @@ def grow_lung_tubes(rng: np.random.Generator, lobes: LobeFields) -> LungTubes:
     apart_mm = rng.uniform(7.0, 8.8)
     tip_mm = rng.uniform(0.34, 0.44)
     hila = {side: _hilum(lobes, side) for side in ("left", "right")}
-    vessels, airways = [], []
+    vessels, sheaths, airways = [], [], []
     for label in LOBE_LABELS:
         points = lobes.positions(lobes.labels == label)
         hilum = hila["left" if label in (1, 2) else "right"]
@@ -63,9 +64,10 @@ def grow_lung_tubes(rng: np.random.Generator, lobes: LobeFields) -> LungTubes:
         for kind in ("artery", "vein"):
             tree = _grow(rng, points, (hilum + rng.normal(0, (3, 7, 9))).astype(np.float32), count, tip_mm)
             vessels.append(_widen_at_hilum(rng, _curves(tree), hilum))
+            sheaths.append(_sheaths(rng, vessels[-1], hilum))
             if kind == "artery":
                 airways.append(_beside(rng, vessels[-1]))
-    return LungTubes(join(vessels), join(airways), (hila["left"], hila["right"]))
+    return LungTubes(join(vessels), join(sheaths), join(airways), (hila["left"], hila["right"]))
 
 
 def _hilum(lobes: LobeFields, side: str) -> FloatArray:
@@ -184,6 +186,14 @@ def _widen_at_hilum(rng: np.random.Generator, vessels: Tubes, hilum: FloatArray)
     gain, reach_mm = rng.uniform(0.1, 0.9), rng.uniform(15, 35)
     away_mm = np.linalg.norm((vessels.start + vessels.end) / 2 - hilum, axis=1)
     return vessels.with_radius(vessels.radius_mm * (1 + gain * np.exp(-((away_mm / reach_mm) ** 2))).astype(np.float32))
+
+
+def _sheaths(rng: np.random.Generator, vessels: Tubes, hilum: FloatArray) -> Tubes:
+    """What surrounds the vessels, thick at the hilum and thinning out: interstitium, lymphatics, what is blurred."""
+    thick_mm, reach_mm = rng.uniform(0.5, 5), rng.uniform(20, 55)
+    away_mm = np.linalg.norm((vessels.start + vessels.end) / 2 - hilum, axis=1)
+    around_mm = (thick_mm * np.exp(-((away_mm / reach_mm) ** 2))).astype(np.float32)
+    return vessels.with_radius(vessels.radius_mm + around_mm).where((vessels.radius_mm > 0.8) & (around_mm > 0.3))
 
 
 def _beside(rng: np.random.Generator, artery: Tubes) -> Tubes:

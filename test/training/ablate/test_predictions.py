@@ -171,6 +171,15 @@ def test_the_row_of_the_run_itself_is_read_and_not_trained_again(run, config, ca
     assert trained == []
 
 
+def test_a_dram_is_not_cut_short_by_what_it_does_not_know(run, config, case, scan, tmp_path):
+    stage = done(run, "pseudo")
+    (stage / "done.json").write_text(json.dumps({"results": {"threshold": 0.5}}))
+    dram = 0.6 * (prepared(run, case).array("scan_lobes") > 0)
+    np.save(stage / f"{case.name}_dram.npy", dram.astype(np.float16))
+    lesions = make_predictor(run, row(config, "dram-vessel-suppression"), tmp_path / "own")(case, scan)
+    assert lesions.sum() > 0.995 * (scan.lobes.array > 0).sum()
+
+
 def test_the_threshold_is_the_one_of_the_pseudo_labels(run, config, case, scan, trained, tmp_path, monkeypatch):
     high = config.model_copy(update={"pseudo": config.pseudo.model_copy(update={"threshold": 0.7})})
     other = Run(run.data, run.directory, high, device="cpu")

@@ -5,6 +5,7 @@ import pytest
 from algorithm.errors import InputError
 from algorithm.images import read_labels
 from algorithm.lobes import LOBES
+from algorithm.model import PACKAGED_DIRECTORY
 from algorithm.segmenter import LesionSegmenter
 from training.cases import of_split, read_cases
 from training.reproduce.presence import compare_presence, presence_of, real_scans
@@ -22,8 +23,8 @@ def real(finished, tmp_path):
 
 
 @pytest.fixture
-def segmenter(finished) -> LesionSegmenter:
-    return LesionSegmenter.from_directory(finished.folder("export") / "model", device="cpu")
+def segmenter() -> LesionSegmenter:
+    return LesionSegmenter.from_directory(PACKAGED_DIRECTORY, device="cpu")
 
 
 def test_lesion_counts_from_20_mm2_in_a_slice_of_a_lobe():
