@@ -197,3 +197,12 @@ def test_a_model_without_a_lobe_network_says_so(tiny_model):
 
     with pytest.raises(InputError, match="this model cannot find them; give a lobe mask"):
         LobeSegmenter(replace(tiny_model, lobe_network=None), torch.device("cpu"))
+
+
+def test_a_scan_that_is_too_large_is_refused(segmenter):
+    geometry = Geometry((4, 4, 4), (900.0, 400.0, 400.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    scan = Volume(np.full(geometry.size_zyx, -850, dtype=np.int16), geometry)
+    with pytest.raises(
+        InputError, match=r"3600 x 1600 x 1600 mm .*, expected 80 million at most .*; crop it to the chest"
+    ):
+        segmenter.segment(scan)
