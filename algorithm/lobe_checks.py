@@ -9,6 +9,7 @@ import numpy as np
 from algorithm.errors import InputError
 from algorithm.images import Volume
 from algorithm.lobes import LEFT, LOBES, RIGHT, lobe_volumes_ml
+from algorithm.orientation import to_canonical
 
 SMALLEST_LUNGS_ML = 300.0
 SMALLEST_AERATED_ML = 100.0
@@ -80,7 +81,7 @@ def doubts_about_given(labels: Volume, ct: Volume) -> list[str]:
     """What speaks against lobes that came with a scan, or against its values.
 
     Args:
-        labels: lobe labels, in LPS order; lobes may be absent, and the size of their lung is then not looked at.
+        labels: lobe labels, any orientation; lobes may be absent, and the size of their lung is then not looked at.
         ct: HU on the same grid.
 
     Returns:
@@ -95,7 +96,8 @@ def doubts_about_given(labels: Volume, ct: Volume) -> list[str]:
         )
     ml = lobe_volumes_ml(labels)
     whole = {name: side for name, side in _SIDES.items() if all(ml[label] > 0 for label in side)}
-    return [*doubts, *_odd_sizes(ml, whole), *_odd_places(labels), *_odd_ends(labels)]
+    canonical = to_canonical(labels)
+    return [*doubts, *_odd_sizes(ml, whole), *_odd_places(canonical), *_odd_ends(canonical)]
 
 
 def _lung_and_air_ml(labels: Volume, ct: Volume) -> tuple[float, float]:

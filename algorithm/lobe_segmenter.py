@@ -20,7 +20,7 @@ from algorithm.lobe_input import lobe_network_input
 from algorithm.lobes import LEFT, LOBES, RIGHT, check_lobes
 from algorithm.model import Model
 from algorithm.orientation import from_canonical, to_canonical
-from algorithm.preprocess import Box, bounding_box, crop, cropped, resample
+from algorithm.preprocess import Box, bounding_box, covering_grid, crop, cropped, resample
 
 Source = Literal["given", "model", "lungmask"]
 LUNG_MARGIN_MM = 12.0  # around the lungs, when the network is given them alone
@@ -52,7 +52,7 @@ def given_lobes(lobes: Volume, ct: Volume) -> FoundLobes:
         InputError: they do not fit the CT.
     """
     labels = check_lobes(lobes, ct)
-    return FoundLobes(labels, "given", {}, doubts_about_given(to_canonical(labels), to_canonical(ct)))
+    return FoundLobes(labels, "given", {}, doubts_about_given(labels, ct))
 
 
 def found_lobes(labels: Volume, ct: Volume, source: Source, confidence: dict[int, float]) -> FoundLobes:
@@ -93,7 +93,7 @@ class LobeSegmenter:
             InputError: there are no lungs, or the scan is too large for the network.
         """
         canonical = to_canonical(ct)
-        voxels = ct.geometry.voxel_ml * 1000 * math.prod(ct.geometry.size_zyx) / self.settings.spacing_mm**3
+        voxels = math.prod(covering_grid(ct.geometry, spacing_mm=self.settings.spacing_mm).size_zyx)
         if voxels > LARGEST_IMAGE_VOXELS:
             extent_mm = [f"{n * s:.0f}" for n, s in zip(ct.geometry.size_zyx, ct.geometry.spacing_zyx_mm, strict=True)]
             raise InputError(
