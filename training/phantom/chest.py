@@ -41,6 +41,7 @@ from training.phantom.vessels import LungTubes, draw_tubes, grow_lung_tubes
 
 _VESSEL_COVERAGE = 0.34
 _SMALLEST_RADIUS_MM = 0.45
+_HIDES_VESSELS = 0.5  # share of consolidation in a voxel
 
 Disease = Literal["usual", "none", "half-lung"]
 
@@ -80,8 +81,8 @@ class Phantom:
     Attributes:
         ct: int16 HU.
         lobes: uint8, 1 left upper, 2 left lower, 3 right upper, 4 right lower, 5 right middle.
-        lesions: uint8, 0 background, 1 ground-glass, 2 consolidation, 3 mixed; vessels that run through a lesion
-            belong to it.
+        lesions: uint8, 0 background, 1 ground-glass, 2 consolidation, 3 mixed; the vessels that can be seen in a
+            lesion do not belong to it (the paper's references, II-2), those that consolidation hides do.
         vessels: uint8, 1 where intrapulmonary vessels of about 1 mm calibre or more fill a third of the voxel.
     """
 
@@ -120,8 +121,9 @@ def make_phantom(
     covered = np.flatnonzero(lungs.coverage > 0)
     points = _lung_points(lobes, lungs, covered)
     lesions = _lesions(rng, points, "none" if healthy else options.disease)
-    subtypes = _subtypes(lungs, covered, lesions, smallest_component_voxels(geometry))
     drawing, vessels = _draw(tubes, lungs, covered)
+    subtypes = _subtypes(lungs, covered, lesions, smallest_component_voxels(geometry))
+    subtypes[vessels & (_scatter(lungs, covered, lesions.solid) < _HIDES_VESSELS)] = 0
     inside = lung_hu(rng, points, lesions, drawing, protocol.blood_hu)
 
     chest = hu[lungs.box].ravel()

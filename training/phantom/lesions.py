@@ -19,7 +19,7 @@ GROUND_GLASS, CONSOLIDATION, MIXED = 1, 2, 3
 _WELL_SHARE = 0.09
 _CASE_CORRELATION = 0.72
 _PAVING_WEIGHT = 0.4
-_GLASS_BELOW, _CONSOLIDATED_ABOVE = 0.2, 0.65  # share of consolidation in a component
+_GLASS_BELOW, _CONSOLIDATED_ABOVE = 0.2, 0.55  # share of consolidation in a component
 
 
 def score_of(percent: float) -> int:
@@ -58,9 +58,9 @@ class _Style:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> _Style:
-        pattern = rng.choice(3, p=(0.5, 0.38, 0.12))  # ground-glass, with cores, mostly consolidated
+        pattern = rng.choice(3, p=(0.42, 0.33, 0.25))  # ground-glass, with cores, mostly consolidated
         return cls(
-            solid=float((rng.uniform(0, 0.06), rng.uniform(0.08, 0.4), rng.uniform(0.5, 0.9))[pattern]),
+            solid=float((rng.uniform(0, 0.06), rng.uniform(0.08, 0.4), rng.uniform(0.7, 0.95))[pattern]),
             paving=float(rng.uniform(0.2, 0.9) if rng.random() < 0.15 else 0.0),
             faint=float(rng.uniform(0, 0.8) ** 1.5),
             peripheral=float(rng.uniform(0.2, 1.6)),
@@ -190,7 +190,7 @@ def _fill_kinds(
     rank = np.minimum(inside_mm, 12) + 2 * mottle + leaning + 7 * fractal(rng, position, (26.0,), (1.0,))
     present = inside_mm > 0
     # large lesions consolidate in part only
-    most = np.interp(present.mean() * len(position) / len(fields.presence), (0.02, 0.08), (0.95, 0.45))
+    most = np.interp(present.mean() * len(position) / len(fields.presence), (0.05, 0.2), (0.95, 0.6))
     share = float(np.clip(style.solid * np.exp(rng.normal(0, 0.4)), 0, most))
     limit = np.quantile(rank[present], 1 - share) if present.any() else np.inf
     solid = special.expit((rank - np.float32(limit)) / np.float32(rng.uniform(0.7, 2.0)))

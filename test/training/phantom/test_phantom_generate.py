@@ -100,6 +100,14 @@ def test_one_subtype_per_component(phantoms: list[Phantom]) -> None:
     assert count > 3
 
 
+def test_vessels_belong_to_consolidation_but_not_to_ground_glass(phantoms: list[Phantom]) -> None:
+    """The paper's references had the vessels suppressed, II-2; those that consolidation hides no one could suppress."""
+    glass = np.concatenate([phantom.vessels.array[phantom.lesions.array == 1] for phantom in phantoms])
+    assert len(glass) > 1000 and glass.mean() < 0.01
+    half = make_phantom(np.random.default_rng(8), PhantomOptions(coarseness=3.5, disease="half-lung"))
+    assert half.vessels.array[half.lesions.array == 2].mean() > 0.01
+
+
 def test_densities_are_those_of_a_chest(phantoms: list[Phantom]) -> None:
     for phantom in phantoms:
         hu, lobes, lesions = phantom.ct.array, phantom.lobes.array, phantom.lesions.array
