@@ -42,7 +42,20 @@ def test_a_healthy_lobe_that_is_filled_counts_like_a_severe_one_that_is_emptied(
     healthy.ravel()[:80] = 0.4
     severe.ravel()[:550], severe.ravel()[:450] = 0.4, 0.9
     maps = [(healthy, ONE_LOBE, {1: 0}), (severe, ONE_LOBE, {1: 4})]
-    assert best_border(maps, (0.3, 0.6), otherwise=0.3) == 0.6
+    assert best_border(10 * maps, (0.3, 0.6), otherwise=0.3) == 0.6
+    assert best_border(10 * maps[1:], (0.3, 0.6), otherwise=0.6) == 0.3
+
+
+def test_a_border_that_is_better_by_chance_only_is_not_taken():
+    """Of nine lobes, four are better at 0.3 by one score and one worse: by 1/3, with a standard error of 0.22."""
+    better, same, worse = (np.full((10, 10, 10), 0.1, dtype=np.float32) for _ in range(3))
+    better.ravel()[:520], better.ravel()[:480] = 0.4, 0.9
+    same.ravel()[:600] = 0.9
+    worse.ravel()[:800], worse.ravel()[:700] = 0.4, 0.9
+    maps = [(values, ONE_LOBE, {1: 4}) for values in 4 * [better] + 4 * [same] + [worse]]
+    assert best_border(maps, (0.3, 0.6), otherwise=0.6) == 0.3
+    assert best_border([*maps, maps[-1]], (0.3, 0.6), otherwise=0.6) == 0.6  # 1/5 with a standard error of 0.25
+    assert best_border([*maps, maps[-1]], (0.3, 0.6), otherwise=0.3) == 0.3
 
 
 def test_without_a_score_there_is_nothing_to_choose_by():
