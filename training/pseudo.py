@@ -79,7 +79,8 @@ def _write_dram(run: Run, folder: Path, case: Case) -> None:
 def _write_labels(run: Run, folder: Path, threshold: float, case: Case) -> None:
     vessels, lobes = scan_vessels(run, case), prepared(run, case).array("scan_lobes")
     dram = load_array(_dram_path(folder, case))
-    labels = pseudo_labels(dram, case, lobes=lobes, vessels=vessels, threshold=threshold)
+    vessel_wins = run.config.pseudo.vessel_wins
+    labels = pseudo_labels(dram, case, lobes=lobes, vessels=vessels, threshold=threshold, vessel_wins=vessel_wins)
     save_array(_labels_path(folder, case), labels)
 
 
@@ -121,8 +122,9 @@ def pseudo_labels(
     lobes: NDArray[np.uint8],
     vessels: NDArray[np.uint8],
     threshold: float,
+    vessel_wins: bool,
 ) -> NDArray[np.uint8]:
-    """Network classes from a dRAM: lesion above the threshold, but none on vessels or in training lobes of score 0.
+    """Network classes from a dRAM: lesion above the threshold, but none in training lobes of score 0.
 
     Args:
         dram: probability (z, y, x).
@@ -130,11 +132,13 @@ def pseudo_labels(
         lobes: lobe labels, the same shape.
         vessels: 1 on vessels, the same shape.
         threshold: probability above which a voxel becomes lesion.
+        vessel_wins: whether a voxel of both is vessel, or lesion.
 
     Returns:
         uint8 (z, y, x), 0 background, 1 vessel, 2 lesion.
     """
     healthy = [label for label, score in case.scores.items() if score == 0 and case.split == "train"]
-    labels = np.where((dram > threshold) & ~np.isin(lobes, healthy), np.uint8(LESION), np.uint8(0))
-    labels[vessels > 0] = VESSEL
+    lesions = (dram > threshold) & ~np.isin(lobes, healthy)
+    labels = np.where(lesions, np.uint8(LESION), np.uint8(0))
+    labels[(vessels > 0) & (vessel_wins | ~lesions)] = VESSEL
     return labels

@@ -209,6 +209,7 @@ class PseudoSettings(Settings):
     threshold: float | None = Field(
         None, gt=0, lt=1, description="probability above which a voxel is lesion; left out: chosen by validation scores"
     )
+    vessel_wins: bool = Field(True, description="a voxel of a vessel is none of the lesion around it, as in the paper")
 
 
 class SegmentSettings(BatchNormSettings):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,9 +130,13 @@ def test_labels(split, in_healthy_lobe):
     dram = np.array([[[0.9, 0.9, 0.5, 0.9, 0.1, 0.9, 0.9, 0.0]]], dtype=np.float32)
     lobes = np.array([[[1, 5, 5, 5, 5, 2, 1, 0]]], dtype=np.uint8)
     vessels = np.array([[[0, 0, 0, 1, 1, 0, 1, 0]]], dtype=np.uint8)
-    labels = pseudo_labels(dram, case_of(split), lobes=lobes, vessels=vessels, threshold=0.5)
+    label = partial(pseudo_labels, dram, case_of(split), lobes=lobes, vessels=vessels, threshold=0.5)
+    labels = label(vessel_wins=True)
     assert labels.dtype == np.uint8
     assert labels.tolist() == [[[in_healthy_lobe, LESION, 0, VESSEL, VESSEL, LESION, VESSEL, 0]]]
+    labels = label(vessel_wins=False)
+    in_vessel = in_healthy_lobe or VESSEL
+    assert labels.tolist() == [[[in_healthy_lobe, LESION, 0, LESION, VESSEL, LESION, in_vessel, 0]]]
 
 
 @pytest.fixture
