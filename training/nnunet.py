@@ -32,8 +32,9 @@ from training.cases import TABLE, Case, of_split, read_cases, read_scan
 from training.files import load_array, remove_stale, write_image, write_json, write_text
 from training.parallel import console, over_scans
 from training.prepare import PreparedCase, prepared
+from training.run import PSEUDO
 from training.segment import Labels
-from training.stages import Run, sha256_of_results
+from training.stages import Run, current_record, sha256_of_results
 
 FILE_ENDING = ".nii.gz"
 SPLITS = "splits_final.json"
@@ -64,11 +65,11 @@ class _Job:
 def export_nnunet(run: Run, out: Path, *, dataset_id: int, name: str, labels: Labels) -> Path:
     """Write a data set that nnU-Net v2 can plan, preprocess and train on; files that are there are kept.
 
-    Training and validation cases that have labels go into imagesTr and labelsTr, test cases into imagesTs and, where
-    they have reference lesions, labelsTs. CTs are in HU on their own grids. Labels are 0 background and 1 lesion, in
-    the lobes only, as in this project's comparison. Where both training and validation cases have labels,
-    splits_final.json holds this division as fold 0: copied into the data set's folder in nnUNet_preprocessed after
-    planning, it makes nnU-Net validate on the same cases.
+    Training and validation cases that have labels go into imagesTr and labelsTr (the others are named), test cases into
+    imagesTs and, where they have reference lesions, labelsTs. CTs are in HU on their own grids. Labels are 0 background
+    and 1 lesion, in the lobes only, as in this project's comparison. Where both training and validation cases have
+    labels, splits_final.json holds this division as fold 0: copied into the data set's folder in nnUNet_preprocessed
+    after planning, it makes nnU-Net validate on the same cases.
 
     Args:
         run: the run; its finished stages ``prepare`` and ``pseudo`` are read for pseudo labels.
@@ -81,8 +82,8 @@ def export_nnunet(run: Run, out: Path, *, dataset_id: int, name: str, labels: La
         The folder of the data set.
 
     Raises:
-        InputError: number or name are not as nnU-Net wants them, no case has such labels, stage pseudo is not done, or
-            the folder was begun from other labels or data.
+        InputError: number or name are not as nnU-Net wants them, no case has such labels, stage pseudo is not done with
+            the run's data and settings, or the folder was begun from other labels or data.
     """
     if not 1 <= dataset_id <= 999:
         raise InputError(
@@ -92,10 +93,16 @@ def export_nnunet(run: Run, out: Path, *, dataset_id: int, name: str, labels: La
         raise InputError(f"data set name: got {name!r}, expected letters and digits; for example CovidLesions")
     cases = read_cases(run.data)
     folder = out / f"Dataset{dataset_id:03d}_{name}"
-    training = [job for case in cases if case.split != "test" and (job := _training_job(run, case, folder, labels))]
+    claimed = _basis(run, labels)
+    learnt = [case for case in cases if case.split != "test"]
+    unusable = [case.name for case in learnt if labels == "reference" and case.lesions is None]
+    training = [_training_job(run, case, folder, labels) for case in learnt if case.name not in unusable]
     if not training:
         raise InputError(f"{run.data}: got no training or validation case with {labels} labels, expected at least one")
-    claim(folder, _basis(run, labels))
+    if unusable:
+        left_out = f"left out, as they have no reference lesions: {', '.join(unusable)}"
+        console.print(left_out, soft_wrap=True, highlight=False, markup=False)
+    claim(folder, claimed)
     remove_stale(folder)
     jobs = training + [_test_job(case, folder) for case in of_split(cases, "test")]
     over_scans("nnU-Net", _export_case, jobs, run.workers)
@@ -104,14 +111,12 @@ def export_nnunet(run: Run, out: Path, *, dataset_id: int, name: str, labels: La
     return folder
 
 
-def _training_job(run: Run, case: Case, folder: Path, labels: Labels) -> _Job | None:
-    """None for a case without such labels."""
+def _training_job(run: Run, case: Case, folder: Path, labels: Labels) -> _Job:
     image = folder / "imagesTr" / f"{case.name}_0000{FILE_ENDING}"
     target = folder / "labelsTr" / f"{case.name}{FILE_ENDING}"
     if labels == "reference":
-        return _Job(case, image, target, None) if case.lesions is not None else None
-    path = run.folder("pseudo") / f"{case.name}_labels.npy"
-    return _Job(case, image, target, (path, prepared(run, case))) if path.is_file() else None
+        return _Job(case, image, target, None)
+    return _Job(case, image, target, (run.folder("pseudo") / f"{case.name}_labels.npy", prepared(run, case)))
 
 
 def _test_job(case: Case, folder: Path) -> _Job:
@@ -146,7 +151,8 @@ def _lesions(job: _Job, ct: Volume) -> Volume:
 
 
 def _basis(run: Run, labels: Labels) -> dict[str, Any]:
-    source = sha256_of_results(run.record("pseudo")) if labels == "pseudo" else None
+    """What the data set is made of; pseudo labels must be of the run's table, seed and settings."""
+    source = sha256_of_results(current_record(run, PSEUDO)) if labels == "pseudo" else None
     return {"labels": labels, "data_sha256": sha256((run.data / TABLE).read_bytes()), "pseudo_sha256": source}
 
 

@@ -138,6 +138,16 @@ def execute(run: Run, stage: Stage) -> None:
                 _work(run, stage, folder, basis)
 
 
+def current_record(run: Run, stage: Stage) -> dict[str, Any]:
+    """The record of a stage that is done, as are those that it needs, with the settings, seed and data of this run.
+
+    Raises:
+        InputError: one of them is not done, or was done with others.
+    """
+    is_done(run.directory / stage.name, _basis(run, stage))
+    return run.record(stage.name)
+
+
 def sha256_of_results(record: dict[str, Any]) -> str:
     """Digest of what came out of a finished stage, and from what: the same when it is repeated to the same effect."""
     lasting = {key: value for key, value in record.items() if key not in _COST}
@@ -205,18 +215,12 @@ def _basis(run: Run, stage: Stage) -> dict[str, Any]:
         "settings": stage.settings(run.config).model_dump(mode="json"),
         "seed": run.config.seed,
         "data_sha256": sha256(table.read_bytes()),
-        _EARLIER: {need.name: sha256_of_results(_current_record(run, need)) for need in stage.needs},
+        _EARLIER: {need.name: sha256_of_results(current_record(run, need)) for need in stage.needs},
     }
     if stage.uses:
         records = {name: run.record_if_current(name) for name in stage.uses}
         basis[_USED] = {name: record and sha256_of_results(record) for name, record in records.items()}
     return basis
-
-
-def _current_record(run: Run, stage: Stage) -> dict[str, Any]:
-    """The record of a stage that is done, as are those that it needs, with the settings, seed and data of this run."""
-    is_done(run.directory / stage.name, _basis(run, stage))
-    return run.record(stage.name)
 
 
 def _sha256_of_files(folder: Path) -> str:

@@ -1,5 +1,7 @@
 import errno
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
+import training.nnunet
 from algorithm.errors import InputError
 from algorithm.images import read_ct, read_labels, require_same_grid
 from evaluation.metrics import iou
@@ -15,11 +18,11 @@ from training.nnunet import export_nnunet
 from training.parallel import Workers
 from training.prepare import prepare, prepared
 from training.segment import Labels
-from training.stages import Run
+from training.stages import Run, Stage, execute
 
 
 @pytest.fixture(scope="module")
-def run(phantoms, tiny_config, tmp_path_factory) -> Run:
+def run(phantoms, tiny_config, tmp_path_factory) -> Iterator[Run]:
     """Phantoms without reference lesions in one training case, with caches and made-up pseudo labels."""
     directory = tmp_path_factory.mktemp("nnunet")
     table = pd.read_csv(phantoms / "cases.csv")
@@ -28,15 +31,22 @@ def run(phantoms, tiny_config, tmp_path_factory) -> Run:
     table.to_csv(directory / "cases.csv", index=False)
     config = tiny_config.model_copy(update={"prepare": tiny_config.prepare.model_copy(update={"scan_spacing_mm": 3.0})})
     run = Run(directory, directory, config, device="cpu", workers=Workers(1))
-    for stage in ("prepare", "pseudo"):
-        (directory / stage).mkdir()
-    prepare(run, directory / "prepare")
-    for stage in ("prepare", "pseudo"):
-        (directory / stage / "done.json").write_text("{}")
-    for case in read_cases(directory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.nnunet, "PSEUDO", PSEUDO)
+        execute(run, PREPARE)
+        execute(run, PSEUDO)
+        yield run
+
+
+def made_up_labels(run: Run, folder: Path) -> dict[str, int]:
+    for case in read_cases(run.data):
         lobes = prepared(run, case).array("scan_lobes")
-        np.save(directory / "pseudo" / f"{case.name}_labels.npy", np.where(lobes == 1, 2, np.where(lobes == 2, 1, 0)))
-    return run
+        np.save(folder / f"{case.name}_labels.npy", np.where(lobes == 1, 2, np.where(lobes == 2, 1, 0)))
+    return {}
+
+
+PREPARE = Stage("prepare", "", (), lambda c: c.prepare, prepare)
+PSEUDO = Stage("pseudo", "", (PREPARE,), lambda c: c.pseudo, made_up_labels)
 
 
 def exported(run: Run, out: Path, labels: Labels = "reference") -> Path:
@@ -192,5 +202,25 @@ def test_labels_must_be_there(run, tmp_path):
     with pytest.raises(InputError, match="got no training or validation case with reference labels"):
         exported(Run(tmp_path, run.directory, run.config), tmp_path / "out")
     with pytest.raises(InputError, match="stage pseudo is not done"):
-        exported(Run(tmp_path, tmp_path, run.config), tmp_path / "out", "pseudo")
+        unlabelled = Run(tmp_path, tmp_path / "run", run.config, workers=Workers(1))
+        execute(unlabelled, PREPARE)
+        exported(unlabelled, tmp_path / "out", "pseudo")
     assert not (tmp_path / "out").exists()
+
+
+def test_pseudo_labels_of_other_splits_or_settings_are_refused(run, tmp_path):
+    """A test case that the dRAM has learnt from would be measured with it."""
+    table = pd.read_csv(run.data / "cases.csv")
+    table["split"] = table["split"].to_numpy()[::-1]
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    with pytest.raises(InputError, match="prepare: begun with other data_sha256"):
+        exported(replace(run, data=tmp_path), tmp_path / "out", "pseudo")
+    config = run.config.model_copy(update={"pseudo": run.config.pseudo.model_copy(update={"threshold": 0.9})})
+    with pytest.raises(InputError, match=r"pseudo: begun with other settings.*settings\.threshold"):
+        exported(replace(run, config=config), tmp_path / "out", "pseudo")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cases_without_reference_lesions_are_named(run, tmp_path, capsys):
+    exported(run, tmp_path)
+    assert f"left out, as they have no reference lesions: {read_cases(run.data)[-1].name}" in capsys.readouterr().out
