@@ -136,15 +136,20 @@ def is_made_of(source: dict[str, str], folder: Path) -> bool:
 
 
 def sha256_of_images(case: Case) -> str:
-    """Digest of the bytes of a case's images; of a DICOM folder, all its files."""
+    """Digest of the bytes of a case's images; all files of a DICOM folder, and those with the voxels of an .mhd."""
     digest = hashlib.sha256()
     for path in (case.ct, case.lobes, case.lesions, case.vessels):
-        if path is None:
-            continue
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                digest.update(_sha256_of_file(file))
+        for file in _files_of(path) if path is not None else []:
+            digest.update(_sha256_of_file(file))
     return digest.hexdigest()
+
+
+def _files_of(image: Path) -> list[Path]:
+    if image.is_dir():
+        return sorted(path for path in image.rglob("*") if path.is_file())
+    if image.suffix.lower() == ".mhd":  # the header alone: voxels lie beside it, under the same name
+        return sorted(path for path in image.parent.iterdir() if path.name.startswith(f"{image.stem}."))
+    return [image]
 
 
 def _sha256_of_file(path: Path) -> bytes:
@@ -199,10 +204,11 @@ def _write_caches(scan: Scan, chunks: dict[str, LobeChunk], folder: Path, settin
 
 
 def _reference_classes(scan: Scan, box: Box, grid: Geometry) -> NDArray[np.uint8]:
-    """Network classes of the reference on another grid; a voxel of both is lesion."""
+    """Network classes of the reference in the lobes, on another grid; a voxel of both is lesion."""
     classes = np.zeros(scan.ct.array.shape, dtype=np.uint8)
     if scan.vessels is not None:
         classes[scan.vessels.array > 0] = VESSEL
     if scan.lesions is not None:
         classes[scan.lesions.array > 0] = LESION
+    classes[scan.lobes.array == 0] = 0
     return resample(crop(scan.ct.with_array(classes), box), grid, "nearest").array

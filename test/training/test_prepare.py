@@ -83,6 +83,19 @@ def test_a_scan_is_cached_as_lobes_and_as_a_whole(run):
     np.testing.assert_array_equal(classes == 2, first.array("scan_image") > 0.5)
 
 
+def test_reference_lesions_count_in_the_lobes_only(run):
+    lobes = sitk.ReadImage(str(run.data / "a_lobes.mha"))
+    array = sitk.GetArrayFromImage(lobes)
+    array[1:3, 6:10, 4:10] = 0
+    holed = sitk.GetImageFromArray(array)
+    holed.CopyInformation(lobes)
+    sitk.WriteImage(holed, str(run.data / "a_lobes.mha"))
+    execute(run, STAGE)
+    case = prepared(run, read_cases(run.data)[0])
+    outside = case.array("scan_lobes") == 0
+    assert outside.any() and not case.array("scan_classes")[outside].any()
+
+
 def test_the_grids_are_read_once(run):
     execute(run, STAGE)
     case = prepared(run, read_cases(run.data)[0])
@@ -171,6 +184,18 @@ def test_a_dicom_folder_counts_with_all_its_files(tmp_path):
     both = sha256_of_images(case)
     (tmp_path / "series" / "2.dcm").write_bytes(b"too")
     assert len({one, both, sha256_of_images(case)}) == 3
+
+
+def test_an_mhd_file_counts_with_the_voxels_beside_it(tmp_path):
+    for name in ("a", "ab"):
+        (tmp_path / f"{name}.mhd").write_bytes(b"header")
+        (tmp_path / f"{name}.raw").write_bytes(b"voxels")
+    case = Case("a", tmp_path / "a.mhd", tmp_path / "a.mhd", {}, None, None, "train")
+    before = sha256_of_images(case)
+    (tmp_path / "ab.raw").write_bytes(b"others")
+    assert sha256_of_images(case) == before
+    (tmp_path / "a.raw").write_bytes(b"others")
+    assert sha256_of_images(case) != before
 
 
 @pytest.mark.parametrize("score", ["2", ""])
