@@ -49,4 +49,5 @@ def best_border(maps: Iterable[Map], borders: tuple[float, ...], otherwise: floa
 def _as_good_as_the_best(differences: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Which borders, of (lobes, borders), do not differ from the best by more than the standard error of doing so."""
     worse = differences - differences[:, [differences.sum(axis=0).argmin()]]
-    return worse.mean(axis=0) <= worse.std(axis=0) / np.sqrt(len(worse))
+    good: NDArray[np.bool_] = worse.mean(axis=0) <= worse.std(axis=0) / np.sqrt(len(worse))
+    return good

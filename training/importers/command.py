@@ -17,6 +17,7 @@ import typer
 from training.importers import covid_19_20, covid_ct_md, ct_seg, medseg, mosmed, ricord, table, totalsegmentator
 from training.importers.dataset import write_dataset
 from training.importers.lobes import LobeFiles, LobeLabels
+from training.importers.masks import LesionLabels, Numbering
 from training.importers.source import assign_splits, remark
 from training.parallel import Workers, default_workers
 
@@ -36,7 +37,9 @@ _WORKERS = default_workers()
 app = typer.Typer(help="Bring a public data set, or one's own table of scores, into the layout of training.")
 
 Out = Annotated[Path, typer.Option(help="Directory of the new data set.")]
-Numbering = Annotated[LobeLabels, typer.Option("--lobe-labels", help="Which tool numbered the lobes in their masks.")]
+LobeNumbering = Annotated[
+    LobeLabels, typer.Option("--lobe-labels", help="Which tool numbered the lobes in their masks.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of the draw of splits.")]
 Validation = Annotated[int, typer.Option(min=0, help="Patients to draw for the validation split.")]
 Test = Annotated[int, typer.Option(min=0, help="Patients to draw for the test split.")]
@@ -49,7 +52,7 @@ def _command(importer: ModuleType) -> Callable[..., None]:
         root: Annotated[Path, typer.Option(help="Folder of the unpacked data set.")],
         out: Out,
         lobes: Annotated[Path | None, typer.Option(help="Folder of lobe masks, CASE.nii.gz or CASE.mha.")] = None,
-        lobe_labels: Numbering = "ours",
+        lobe_labels: LobeNumbering = "ours",
         seed: Seed = 0,
         validation: Validation = 0,
         test: Test = 0,
@@ -91,7 +94,11 @@ def import_table(
     percent: Annotated[
         bool, typer.Option("--percent", help="The table gives percentages, to be turned to scores.")
     ] = False,
-    lobe_labels: Numbering = "ours",
+    lobe_labels: LobeNumbering = "ours",
+    lesion_labels: Annotated[
+        LesionLabels,
+        typer.Option(help="subtypes: 1 ground-glass, 2 consolidation, 3 mixed, 4 unknown; or 0 and 1."),
+    ] = "subtypes",
     seed: Seed = 0,
     validation: Validation = 0,
     test: Test = 0,
@@ -104,7 +111,8 @@ def import_table(
     into one split).
     """
     columns = dict(table.parse_column(text) for text in column or ())
-    options = table.TableOptions(root=root, columns=columns, percent=percent, lobe_labels=lobe_labels)
+    numbering = Numbering(lobe_labels, lesion_labels)
+    options = table.TableOptions(root=root, columns=columns, percent=percent, numbering=numbering)
     table.import_table(
         scores, out, options, seed=seed, validation=validation, test=test, workers=Workers(workers, dask)
     )

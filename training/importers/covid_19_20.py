@@ -48,5 +48,6 @@ def read(root: Path) -> list[PendingCase]:
 
 def _case(path: Path, mask: Path) -> PendingCase:
     name = path.name.removesuffix(_CT)
-    patient = re.match(r"volume-covid19-A-\d+", name)
-    return PendingCase(name, partial(load_with_lesions, path, mask), patient=patient[0] if patient else name)
+    stem = re.match(r"volume-covid19-A-\d+", name)
+    patient = stem[0] if stem else name
+    return PendingCase(name, partial(load_with_lesions, path, mask), (path, mask), patient=patient)

@@ -43,6 +43,7 @@ LOBE_ORDER = ("lll", "lul", "rll", "rml", "rul")
 """The lobe of each entry along the last axis of the lobe labels."""
 
 _SUBJECT = re.compile(r"(p|cap|normal)\d+", re.IGNORECASE)
+_BY_LOBE, _BY_SLICE = "lobe-level-labels", "slice-level-labels"
 _INDEX_COLUMNS = ("Label Index", "Folder/ID")
 
 
@@ -90,7 +91,11 @@ def read(root: Path) -> list[PendingCase]:
         f"have score 0, and {len(LOBES) * len(usable) - healthy} are diseased and have no score: the labels do not "
         "say how much."
     )
-    return [PendingCase(subject.name, partial(_load, subject.folder, zeros)) for subject, zeros in usable.items()]
+    labels = [_newest(root, name, ".npy") for name in (_BY_LOBE, _BY_SLICE)]
+    return [
+        PendingCase(subject.name, partial(_load, subject.folder, zeros), (subject.folder, *labels))
+        for subject, zeros in usable.items()
+    ]
 
 
 def find_subjects(root: Path) -> list[Subject]:
@@ -125,7 +130,7 @@ def read_presence(root: Path) -> dict[str, NDArray[np.bool_]]:
     """
     path = _newest(root, "index", ".csv")
     index = _read_index(path)
-    lobe_path, slice_path = _newest(root, "lobe-level-labels", ".npy"), _newest(root, "slice-level-labels", ".npy")
+    lobe_path, slice_path = _newest(root, _BY_LOBE, ".npy"), _newest(root, _BY_SLICE, ".npy")
     by_lobe, by_slice = _read_binary(lobe_path), _read_binary(slice_path)
     if by_lobe.ndim != 3 or by_lobe.shape[2] != len(LOBE_ORDER) or by_slice.shape != by_lobe.shape[:2]:
         raise InputError(

@@ -73,7 +73,7 @@ def read(root: Path) -> list[PendingCase]:
 def _case(path: Path, mask: Path) -> PendingCase:
     name = path.name.removesuffix(".nii.gz")
     load = _load_picture if name.startswith("radiopaedia_") else load_with_lesions
-    return PendingCase(name, partial(load, path, mask), patient="_".join(name.split("_")[:2]))
+    return PendingCase(name, partial(load, path, mask), (path, mask), patient="_".join(name.split("_")[:2]))
 
 
 def _load_picture(path: Path, mask: Path) -> ImportedCase:

@@ -47,8 +47,9 @@ def write_dataset(
 ) -> None:
     """Write OUT/images/CASE_{ct,lobes,lesions}.mha, LICENCE.txt and, last and whole, cases.csv; print a summary.
 
-    Cases that are complete are not read again. Scores are the source's; where it states none, they are derived from
-    lesions and lobes (`training.importers.lobes.derive_scores`). No other score is made up.
+    Cases that are complete are not read again, unless their files have changed. Scores are the source's; where it
+    states none, they are derived from lesions and lobes (`training.importers.lobes.derive_scores`). No other score is
+    made up.
 
     Args:
         source: of the data.
@@ -97,12 +98,17 @@ class _Job:
         """Written after the images of a case: they are all there."""
         return self.images / f"{self.case.name}.json"
 
-    def lobes_from(self) -> list[str] | None:
-        """Tells other lobe masks from those of an earlier import."""
-        if self.lobes is None:
-            return None
-        path = self.lobes.find(self.case.name)
-        return [str(path), self.lobes.labels, str(path.stat().st_mtime_ns)]
+    def made_of(self) -> list[str]:
+        """Tells other images and lobe masks from those of an earlier import, by their sizes and dates."""
+        files = [file for path in self.case.sources for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+        if self.lobes is not None:
+            files.append(self.lobes.find(self.case.name))
+        return [self.lobes.labels if self.lobes else "", *(f"{file} {_stamp(file)}" for file in files)]
+
+
+def _stamp(file: Path) -> str:
+    state = file.stat()
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ def _finished(job: _Job) -> tuple[dict[str, Volume], dict[str, Any]] | None:
     except InputError:  # damaged: the case is imported again
         return None
     complete = all(job.path(what).is_file() for what in record["images"])
-    return ({}, record) if complete and record["lobes_from"] == job.lobes_from() else None
+    return ({}, record) if complete and record.get("made_of") == job.made_of() else None
 
 
 def _read_case(job: _Job) -> tuple[dict[str, Volume], dict[str, Any]]:
@@ -169,7 +175,7 @@ def _read_case(job: _Job) -> tuple[dict[str, Volume], dict[str, Any]]:
     present = [lobe for lobe in LOBES if (lobes.array == lobe.label).any()]
     scores = imported.scores or (derive_scores(lesions, lobes) if lesions is not None else {})
     record = {
-        "lobes_from": job.lobes_from(),
+        "made_of": job.made_of(),
         "images": [*images],
         "scores": {lobe.key: scores[lobe.label] for lobe in present if lobe.label in scores},
         "unscored": [lobe.key for lobe in present if scores and lobe.label not in scores],

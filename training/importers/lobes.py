@@ -75,10 +75,16 @@ def renumber_lobes(lobes: Volume, labels: LobeLabels) -> Volume:
     """Give lobes our labels, uint8; the other organs of TotalSegmentator become background.
 
     Raises:
-        InputError: the mask holds labels that the tool does not give to lobes.
+        InputError: the mask holds labels that the tool does not give to lobes, or is of TotalSegmentator's version 1.
     """
     table = LOBE_MAPS[labels]
-    unknown = sorted({int(label) for label in np.unique(lobes.array)} - {0, *table})
+    found = {int(label) for label in np.unique(lobes.array)}
+    unknown = sorted(found - {0, *table})
+    if labels == "totalsegmentator" and found & {13, 14} and not found & {10, 11, 12}:
+        raise InputError(
+            "got lobe labels from 13 on but none of 10 to 12, as of TotalSegmentator version 1 (13 to 17); expected "
+            "10 to 14, as of version 2: make the masks with it, or renumber them 1 to 5"
+        )
     if unknown and labels != "totalsegmentator":
         raise InputError(
             f"got lobe labels {', '.join(map(str, unknown[:8]))}, expected 1 to 5 ({labels}); "

@@ -43,7 +43,7 @@ def read(root: Path) -> list[PendingCase]:
     masks = [root / "rp_msk" / path.name for path in scans]
     require_masks(masks)
     return [
-        PendingCase(f"medseg_{path.name.removesuffix('.nii.gz')}", partial(_load, path, mask))
+        PendingCase(f"medseg_{path.name.removesuffix('.nii.gz')}", partial(_load, path, mask), (path, mask))
         for path, mask in zip(scans, masks, strict=True)
     ]
 

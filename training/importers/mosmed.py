@@ -41,9 +41,9 @@ def read(root: Path) -> list[PendingCase]:
         name = path.name.removesuffix(".nii.gz")
         mask = root / "masks" / f"{name}_mask.nii.gz"
         if mask.is_file():
-            cases.append(PendingCase(name, partial(load_with_lesions, path, mask)))
+            cases.append(PendingCase(name, partial(load_with_lesions, path, mask), (path, mask)))
         elif path.parent.name == "CT-0":
-            cases.append(PendingCase(name, partial(_load_healthy, path)))
+            cases.append(PendingCase(name, partial(_load_healthy, path), (path,)))
     if len(cases) < len(scans):
         remark(f"left out: {len(scans) - len(cases)} scans of CT-1 to CT-4 without a mask, whose lobes have no scores")
     return cases

@@ -69,7 +69,8 @@ def read(root: Path) -> list[PendingCase]:
     Raises:
         InputError: no annotations, a damaged file of them, or none of the series that they belong to.
     """
-    outlines, marks = read_annotations(_annotation_file(root))
+    annotations = _annotation_file(root)
+    outlines, marks = read_annotations(annotations)
     series = find_series(root)
     found = sorted(outlines.keys() & series.keys())
     if not found:
@@ -80,8 +81,9 @@ def read(root: Path) -> list[PendingCase]:
         "outline and are missing in the masks."
     )
     return [
-        PendingCase(uid, partial(_load, series[uid].folder, outlines[uid]), patient=series[uid].patient)
+        PendingCase(uid, partial(_load, folder, outlines[uid]), (folder, annotations), patient=series[uid].patient)
         for uid in found
+        for folder in (series[uid].folder,)
     ]
 
 

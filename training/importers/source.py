@@ -54,6 +54,7 @@ class PendingCase:
         name: unique, and usable as a file name.
         load: reads it; a `functools.partial` of a function importable by name, for it runs in other processes. It
             raises InputError where the case is unusable and LeftOut where it is of no use.
+        sources: files and folders that it comes from; the case is read again when they have changed.
         patient: cases of one patient come into one split; "" for the case's own name.
         split: as the source states it; None to have it drawn by `assign_splits`.
         brings_lobes: ``load`` gives lobes.
@@ -61,6 +62,7 @@ class PendingCase:
 
     name: str
     load: Callable[[], ImportedCase]
+    sources: tuple[Path, ...]
     patient: str = ""
     split: Split | None = None
     brings_lobes: bool = False
@@ -92,8 +94,14 @@ def split_of_cases(names: Iterable[str], *, seed: int, validation: int, test: in
 
 
 def assign_splits(cases: Iterable[PendingCase], *, seed: int, validation: int, test: int) -> list[PendingCase]:
-    """Give a split to each case whose source states none, patient by patient; see `split_of_cases`."""
+    """Give a split to each case whose source states none, patient by patient; see `split_of_cases`.
+
+    Raises:
+        InputError: there are fewer to hold out than are asked for, or the source states the splits of all.
+    """
     cases = list(cases)
+    if (validation or test) and all(case.split for case in cases):
+        raise InputError("the data set states the splits of its cases; leave out --validation and --test")
     patients = [case.patient or case.name for case in cases if case.split is None]
     splits = split_of_cases(patients, seed=seed, validation=validation, test=test)
     return [case if case.split else replace(case, split=splits[case.patient or case.name]) for case in cases]

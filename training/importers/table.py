@@ -1,6 +1,6 @@
 """One's own scores: a CSV of cases, whatever its columns are called, becomes cases.csv.
 
-Scans stay where they are. Lobe masks do too, unless they are numbered otherwise than ours: then renumbered ones are
+Scans stay where they are. Masks do too, unless their labels are others than ours: then ones with our labels are
 written.
 """
 
@@ -17,15 +17,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from algorithm.errors import InputError
-from algorithm.images import read_labels
 from algorithm.lobes import LOBES
-from training.cases import COLUMNS, FILES, TABLE, all_problems, read_cases
-from training.files import write_image, write_text
-from training.importers.lobes import LobeLabels, renumber_lobes, require_plausible_lobes
+from training.cases import COLUMNS, FILES, TABLE, Case, all_problems, read_table, what_training_lacks
+from training.files import write_text
+from training.importers.masks import Numbering, import_masks
 from training.importers.source import remark, split_of_cases
 from training.parallel import Workers, over_scans
 from training.phantom.lesions import score_of
@@ -47,13 +45,13 @@ class TableOptions:
         root: folder that paths in the table are relative to; None for the table's own.
         columns: header of the table by our name of a column, where it is not recognised by itself.
         percent: the table gives percentages, which become scores.
-        lobe_labels: how the lobe masks are numbered.
+        numbering: what the labels of the masks mean.
     """
 
     root: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     percent: bool = False
-    lobe_labels: LobeLabels = "ours"
+    numbering: Numbering = Numbering()
 
 
 def import_table(
@@ -66,7 +64,9 @@ def import_table(
     test: int,
     workers: Workers | None = None,
 ) -> None:
-    """Write OUT/cases.csv, with paths relative to OUT, and OUT/images/CASE_lobes.mha where lobes are renumbered.
+    """Write OUT/cases.csv, with paths relative to OUT, and OUT/images with the masks whose labels are others than ours.
+
+    What is said, but no error: what the cases lack to be trained on alone, and what looks like a mistake.
 
     Args:
         table: the CSV: case, ct, lobes, a score for each lobe (empty where it was not scored), and any of `OPTIONAL`.
@@ -75,27 +75,32 @@ def import_table(
         seed: of the draw of splits, if the table states none; see `split_of_cases`.
         validation: cases (or patients) to draw for validation.
         test: cases (or patients) to draw for testing.
-        workers: who reads the lobe masks.
+        workers: who reads the masks.
 
     Raises:
-        InputError: all problems of the table together, or else all those of the lobe masks, with line numbers.
+        InputError: all problems of the table together, or else all those of the masks, with line numbers.
     """
     if (out / TABLE).exists():
         raise InputError(f"{out / TABLE} exists; choose another directory, or delete it")
     rows = _with_splits(table, _read_rows(table, options), seed=seed, validation=validation, test=test)
-    _require_sound(table, rows)
-    images = out / "images"
-    check = partial(_import_lobes, images=images, labels=options.lobe_labels)
-    found = over_scans("lobe masks", check, list(rows.values()), workers)
-    problems = [f"line {line}: lobes: {problem}" for line, problem in zip(rows, found, strict=True) if problem]
+    cases = _require_sound(table, rows)
+    check = partial(import_masks, images=out / "images", numbering=options.numbering)
+    found = over_scans("masks", check, list(rows.values()), workers)
+    problems = [
+        f"line {line}: {problem}" for line, masks in zip(rows, found, strict=True) for problem in masks.problems
+    ]
     if problems:
         raise all_problems(str(table), problems)
-    if options.lobe_labels != "ours":
-        rows = {line: row | {"lobes": str(_renumbered(images, row["case"]))} for line, row in rows.items()}
     out.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame([_relative_to(out, row) for row in rows.values()], columns=list(COLUMNS))
+    lines = [_relative_to(out, row | masks.paths) for row, masks in zip(rows.values(), found, strict=True)]
+    frame = pd.DataFrame(lines, columns=list(COLUMNS))
     write_text(out / TABLE, frame.to_csv(index=False, lineterminator="\n"))
     _summarise(frame, out)
+    if lack := what_training_lacks(cases):
+        remark(f"not to be trained on alone: {lack}")
+    labels = frozenset[int]().union(*(masks.labels for masks in found)) - {0}
+    if labels == {1} and options.numbering.lesions == "subtypes":
+        remark("every lesion is labelled 1, ground-glass; if the masks do not tell subtypes: --lesion-labels binary")
 
 
 def parse_column(text: str) -> tuple[str, str]:
@@ -157,13 +162,18 @@ def read_score(text: str, *, percent: bool) -> str:
     """
     if text.lower() in _NO_SCORE:
         return ""
-    try:
-        number = float(text.removesuffix("%" if percent else "").replace(",", "."))
-    except ValueError:
-        number = -1.0
+    number = _number(text.removesuffix("%") if percent else text)
     if percent:
         return str(score_of(number)) if 0 <= number <= 100 else f"{text} percent"
     return str(int(number)) if number in range(6) else text
+
+
+def _number(text: str) -> float:
+    """The number, with a decimal point or comma; -1 for other text."""
+    try:
+        return float(text.replace(",", "."))
+    except ValueError:
+        return -1.0
 
 
 def _read_rows(table: Path, options: TableOptions) -> dict[int, Row]:
@@ -186,10 +196,16 @@ def _read_rows(table: Path, options: TableOptions) -> dict[int, Row]:
     if ragged:
         raise InputError(f"{table}: {'; '.join(ragged)}; expected {len(header)} as in the first line")
     root = options.root or table.parent
-    return {
-        line: _read_row({name: values[header.index(column)] for name, column in columns.items()}, root, options)
-        for line, values in lines
-    }
+    given = {line: {name: values[header.index(column)] for name, column in columns.items()} for line, values in lines}
+    if options.percent:
+        _remark_fractions([row[lobe.key] for row in given.values() for lobe in LOBES])
+    return {line: _read_row(row, root, options) for line, row in given.items()}
+
+
+def _remark_fractions(percentages: list[str]) -> None:
+    most = max((_number(text.removesuffix("%")) for text in percentages), default=0.0)
+    if 0 < most <= 1:
+        remark(f"no percentage exceeds {most:g}; if these are fractions of a lobe, multiply them by 100")
 
 
 def _read_row(given: Row, root: Path, options: TableOptions) -> Row:
@@ -225,38 +241,19 @@ def _require_patients_in_one_split(table: Path, rows: dict[int, Row]) -> None:
         raise all_problems(str(table), problems)
 
 
-def _require_sound(table: Path, rows: dict[int, Row]) -> None:
-    """Have `read_cases` check the rows, as a table in which they stand on the same lines."""
+def _require_sound(table: Path, rows: dict[int, Row]) -> list[Case]:
+    """Have `read_table` check the rows, as a table in which they stand on the same lines."""
+    if not rows:
+        raise InputError(f"{table}: got no case, expected a line for each")
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(KNOWN))[list(COLUMNS)]
     frame = frame.reindex(range(2, 1 + max(rows, default=1)), fill_value="")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / TABLE
         write_text(path, frame.to_csv(index=False, lineterminator="\n"))
         try:
-            read_cases(path.parent)
+            return read_table(path.parent)
         except InputError as error:
             raise InputError(str(error).replace(str(path), str(table))) from error
-
-
-def _import_lobes(row: Row, *, images: Path, labels: LobeLabels) -> str:
-    """Check a case's lobe mask, write it if it is numbered otherwise, and say what is wrong with it, if anything."""
-    try:
-        lobes = renumber_lobes(read_labels(Path(row["lobes"])), labels)
-        require_plausible_lobes(lobes)
-    except InputError as error:
-        return str(error)
-    present = np.unique(lobes.array)
-    absent = [lobe.name for lobe in LOBES if row[lobe.key] and lobe.label not in present]
-    if absent:
-        return f"{', '.join(absent)} has a score but no voxel in {row['lobes']}"
-    if labels != "ours":
-        images.mkdir(parents=True, exist_ok=True)
-        write_image(_renumbered(images, row["case"]), lobes)
-    return ""
-
-
-def _renumbered(images: Path, case: str) -> Path:
-    return images / f"{case}_lobes.mha"
 
 
 def _relative_to(out: Path, row: Row) -> Row:

@@ -59,7 +59,8 @@ def read(root: Path) -> list[PendingCase]:
         shown = ", ".join(f"{name} {splits.get(name, 'absent')}" for name in unknown[:8])
         raise InputError(f"{root / 'meta.csv'}: got split {shown}; expected one of {', '.join(_SPLITS)} for each scan")
     return [
-        PendingCase(name, partial(_load, root / name), split=_SPLITS[splits[name]], brings_lobes=True) for name in names
+        PendingCase(name, partial(_load, root / name), (root / name,), split=_SPLITS[splits[name]], brings_lobes=True)
+        for name in names
     ]
 
 

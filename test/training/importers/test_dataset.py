@@ -32,15 +32,15 @@ SOURCE = Source("Tiny", "CC0", "Nobody 2020", "https://example.org")
 ONE = Workers(count=1)
 
 
-def case(name, imported, *, split="train", **known):
-    return PendingCase(name, partial(lambda value: value, imported), split=split, **known)
+def case(name, imported, *, sources=(), split="train", **known):
+    return PendingCase(name, partial(lambda value: value, imported), sources, split=split, **known)
 
 
 def failing(name, error):
     def load():
         raise error
 
-    return PendingCase(name, load, split="train", brings_lobes=True)
+    return PendingCase(name, load, (), split="train", brings_lobes=True)
 
 
 @pytest.fixture
@@ -67,13 +67,16 @@ def test_splits_depend_on_names_and_seed_not_on_order():
 
 
 def test_scans_of_a_patient_share_a_split_and_a_stated_split_stays():
-    cases = [PendingCase(f"p{k}_{n}", lambda: None, patient=f"p{k}") for k in range(6) for n in range(2)]
-    stated = PendingCase("own", lambda: None, split="validation")
+    cases = [PendingCase(f"p{k}_{n}", lambda: None, (), patient=f"p{k}") for k in range(6) for n in range(2)]
+    stated = PendingCase("own", lambda: None, (), split="validation")
     assigned = assign_splits([*cases, stated], seed=0, validation=1, test=2)
     by_patient = {k: {c.split for c in assigned if c.patient == f"p{k}"} for k in range(6)}
     assert all(len(splits) == 1 for splits in by_patient.values())
     assert sorted(s for splits in by_patient.values() for s in splits) == ["test"] * 2 + ["train"] * 3 + ["validation"]
     assert assigned[-1] == stated
+    assert assign_splits([stated], seed=0, validation=0, test=0) == [stated]
+    with pytest.raises(InputError, match="states the splits of its cases; leave out --validation and --test"):
+        assign_splits([stated], seed=0, validation=1, test=0)
 
 
 def test_a_binary_mask_is_of_unknown_subtype_never_ground_glass(grid):
@@ -174,6 +177,26 @@ def test_complete_cases_are_not_read_again_unless_lobes_change(ct, five_lobes, l
     write_image(five_lobes, other.folder / "a.mha")
     with pytest.raises(InputError, match="a: read again"):
         write_dataset(SOURCE, [unreadable], tmp_path / "out", lobes=other, workers=ONE)
+
+
+def test_a_case_is_read_again_when_its_files_have_changed(ct, five_lobes, lesions, tmp_path):
+    (tmp_path / "series").mkdir()
+    for name in ("mask", "series/1.dcm"):
+        (tmp_path / name).write_text("first")
+    sources = (tmp_path / "mask", tmp_path / "series")
+
+    def scores(imported: ImportedCase) -> list[int]:
+        write_dataset(SOURCE, [case("a", imported, sources=sources, brings_lobes=True)], tmp_path / "out", workers=ONE)
+        return pd.read_csv(tmp_path / "out" / "cases.csv").loc[0, ["lul", "lll", "rul"]].tolist()
+
+    healthy = ImportedCase(ct, five_lobes, scores=dict.fromkeys(range(1, 6), 0))
+    diseased = replace(healthy, scores=dict.fromkeys(range(1, 6), 4))
+    assert scores(healthy) == scores(diseased) == [0, 0, 0]
+    (tmp_path / "mask").write_text("corrected")
+    assert scores(diseased) == [4, 4, 4]
+    assert scores(healthy) == [4, 4, 4]
+    (tmp_path / "series" / "2.dcm").write_text("one more")
+    assert scores(healthy) == [0, 0, 0]
 
 
 def test_all_problems_come_together_and_can_be_skipped_aloud(ct, five_lobes, tmp_path, capsys):

@@ -49,6 +49,14 @@ def test_other_organs_of_totalsegmentator_are_background_and_unknown_labels_of_o
         renumber_lobes(Volume(array, grid), "lungmask")
 
 
+def test_totalsegmentators_first_version_is_not_taken_for_the_second(grid):
+    """Its left lobes, 13 and 14, are the second's right middle and right lower lobe."""
+    array = np.zeros(grid.size_zyx, np.uint8)
+    array[0, 0, :5] = [13, 14, 15, 16, 17]
+    with pytest.raises(InputError, match="as of TotalSegmentator version 1"):
+        renumber_lobes(Volume(array, grid), "totalsegmentator")
+
+
 def test_lobes_in_their_places_pass(five_lobes):
     require_plausible_lobes(five_lobes)
     only_left = five_lobes.with_array(np.where(five_lobes.array > 2, 0, five_lobes.array))

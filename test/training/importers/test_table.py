@@ -7,7 +7,8 @@ import pytest
 
 from algorithm.errors import InputError
 from algorithm.images import Volume, read_labels
-from training.cases import of_split, read_cases, read_scan
+from training.cases import of_split, read_cases, read_scan, read_table
+from training.importers.masks import Numbering
 from training.importers.table import TableOptions, import_table, parse_column, read_score, recognise_columns
 from training.parallel import Workers
 
@@ -190,7 +191,7 @@ def test_problems_of_lobe_masks_come_together(run, scans, five_lobes, write_imag
 
 
 def test_lobes_of_lungmask_are_renumbered(run, five_lobes, tmp_path):
-    (case,) = run(HEADER, "a,ct.mha,masks/lungmask.nii.gz,0,1,2,3,4", lobe_labels="lungmask")
+    (case,) = run(HEADER, "a,ct.mha,masks/lungmask.nii.gz,0,1,2,3,4", numbering=Numbering(lobes="lungmask"))
     assert case.lobes == tmp_path / "out" / "data" / "images" / "a_lobes.mha"
     assert np.array_equal(read_labels(case.lobes).array, five_lobes.array)
 
@@ -222,10 +223,52 @@ def test_a_patient_in_two_stated_splits(run):
         run(HEADER + ",patient,split", f"a,{row},p,train", f"b,{row},q,train", f"c,{row},p,test")
 
 
-def test_a_table_that_cannot_be_trained_on_leaves_nothing(run, tmp_path):
-    with pytest.raises(InputError, match="no training case with a lesion: every score is 0"):
-        run(HEADER, "a,ct.mha,masks/lobes.mha,0,0,0,0,0")
-    assert not (tmp_path / "out" / "data" / "cases.csv").exists()
+@pytest.mark.parametrize(
+    ("row", "lack"),
+    [
+        ("0,0,0,0,0,train", "no training case with a lesion: every score is 0"),
+        (",,,,,train", "no lobe of a training case has a score"),
+        ("0,1,2,3,4,test", "no case with split train"),
+    ],
+)
+def test_what_cannot_be_trained_on_alone_is_imported_and_said(run, scans, tmp_path, capsys, row, lack):
+    """Healthy scans, lobes alone and held-out cases are rows to be joined with others."""
+    with pytest.raises(InputError, match=lack):
+        run(HEADER + ",split", f"a,ct.mha,masks/lobes.mha,{row}")
+    assert f"not to be trained on alone: {lack}" in capsys.readouterr().out
+    assert [case.name for case in read_table(tmp_path / "out" / "data")] == ["a"]
+
+
+def test_lesion_masks_that_tell_no_subtypes(run, scans, five_lobes, write_image, capsys, tmp_path):
+    write_image(five_lobes.with_array((five_lobes.array == 2).astype(np.uint8)), scans / "binary.mha")
+    row = "ct.mha,masks/lobes.mha,0,1,2,3,4"
+    run(HEADER + ",lesions", f"a,{row},binary.mha", f"b,{row},lesions.mha")
+    assert "--lesion-labels binary" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out")
+    run(HEADER + ",lesions", f"a,{row},binary.mha", f"b,{row},")
+    assert "every lesion is labelled 1, ground-glass; if the masks do not tell subtypes" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out")
+    (case,) = run(HEADER + ",lesions", f"a,{row},binary.mha", numbering=Numbering(lesions="binary"))
+    assert case.lesions == tmp_path / "out" / "data" / "images" / "a_lesions.mha"
+    assert np.array_equal(read_labels(case.lesions).array == 4, five_lobes.array == 2)
+    assert case.lobes.resolve() == scans / "masks" / "lobes.mha"
+
+
+def test_lesion_masks_of_other_labels(run, scans, five_lobes, write_image, tmp_path):
+    row = "ct.mha,masks/lobes.mha,0,1,2,3,4"
+    with pytest.raises(InputError, match="line 2: lesions: the lesion mask holds labels 5, expected 0 and 1, 2, 3, 4"):
+        run(HEADER + ",lesions", f"a,{row},masks/lobes.mha")
+    with pytest.raises(InputError, match="line 2: lesions: the lesion mask holds labels 4, expected 0 and 1 only"):
+        run(HEADER + ",lesions", f"a,{row},lesions.mha", numbering=Numbering(lesions="binary"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_fractions_for_percentages_are_said(run, tmp_path, capsys):
+    run(HEADER, "a,ct.mha,masks/lobes.mha,0,0.1,0.3,1,", percent=True)
+    assert "no percentage exceeds 1; if these are fractions of a lobe" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out")
+    run(HEADER, "a,ct.mha,masks/lobes.mha,0,0.1,0.3,2%,", percent=True)
+    assert "if these are fractions" not in capsys.readouterr().out
 
 
 def test_another_data_set_is_not_overwritten(run):
@@ -244,5 +287,5 @@ def test_a_table_that_is_missing_or_none(tmp_path, run):
         run(HEADER, '"a')
     with pytest.raises(InputError, match="no column for case"):
         run("")
-    with pytest.raises(InputError, match="scores.csv: no case with split train"):
+    with pytest.raises(InputError, match="scores.csv: got no case, expected a line for each"):
         run(HEADER)
