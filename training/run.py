@@ -97,6 +97,7 @@ def _lobe_inputs(config: TrainingConfig) -> LobeInputs:
 
 
 PREPARE = Stage("prepare", "Check every scan; cache its lobe chunks and whole.", (), lambda c: c.prepare, prepare)
+SUBTYPES = Stage("subtypes", "Make the reference table of lesion subtypes.", (PREPARE,), lambda c: Settings(), subtypes)
 VESSELS = Stage(
     "vessels",
     "Learn vessels from healthy scans; find them in all.",
@@ -145,7 +146,6 @@ LOBES = Stage(
     lobes,
     together=True,
 )
-SUBTYPES = Stage("subtypes", "Make the reference table of lesion subtypes.", (PREPARE,), lambda c: Settings(), subtypes)
 ABLATE = Stage(
     "ablate",
     "Train what the main run lacks, and compare every row of the paper's tables on the test cases.",
@@ -161,7 +161,7 @@ EXPORT = Stage(
     export,
     uses=("ablate", "lobes"),
 )
-STAGES = (PREPARE, VESSELS, REGRESS, CAM, PSEUDO, SEGMENT, SEGMENT_REFERENCE, SUBTYPES, ABLATE, LOBES, EXPORT)
+STAGES = (PREPARE, SUBTYPES, VESSELS, REGRESS, CAM, PSEUDO, SEGMENT, SEGMENT_REFERENCE, ABLATE, LOBES, EXPORT)
 
 COMPARISON = (CAM, SEGMENT_REFERENCE, ABLATE)  # of no use to the model itself
 _SIGNAL_AT_DEATH_OF_PARENT = 1  # Linux's PR_SET_PDEATHSIG

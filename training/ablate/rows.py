@@ -13,6 +13,9 @@ CAM_RAW = "CAM raw"
 CAM_REFINED = "CAM + refinement"
 CONTEXT = "+ context"
 SUPERVISED = "supervised"
+NETWORKS = ("cam", "regress", "segment", "segment-reference")
+"""Stages that train what the rows without a training of their own measure."""
+
 OFF = Ramp(weight=0.0)
 
 

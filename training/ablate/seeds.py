@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from algorithm.errors import InputError
-from training.ablate.rows import CAM_RAW, CAM_REFINED, CONTEXT, SUPERVISED, THRESHOLD
+from training.ablate.rows import CAM_RAW, CAM_REFINED, CONTEXT, NETWORKS, SUPERVISED, THRESHOLD
 from training.ablate.tables import markdown, read_per_scan
 from training.files import read_json, write_text
 from training.parallel import console
@@ -63,12 +63,15 @@ def _by_seed(runs: Sequence[Path]) -> dict[int, Path]:
         alike = {
             "settings": {key: value for key, value in record["settings"].items() if key != "seed"},
             "data": record["data_sha256"],
+            "images": read_json(run / "prepare" / RECORD)["results"]["images_sha256"],
+            "processes": [read_json(run / stage / RECORD)["processes"] for stage in NETWORKS],
         }
         if seed in found:
             raise InputError(f"{run}: has seed {seed}, as has {found[seed]}; expected another seed in each run")
         if first is not None and alike != first:
             raise InputError(
-                f"{run}: differs from {runs[0]} in more than the seed; expected the same data and settings"
+                f"{run}: differs from {runs[0]} in more than the seed; expected the same data, settings and number of "
+                "processes"
             )
         found[seed], first = run, alike
     return dict(sorted(found.items()))

@@ -15,7 +15,7 @@ from algorithm.subtypes import ReferenceComponents
 from training.ablate.figure import draw_figure
 from training.ablate.measures import measure
 from training.ablate.predictions import make_predictor
-from training.ablate.rows import Row, compared_rows, table_rows
+from training.ablate.rows import NETWORKS, Row, compared_rows, table_rows
 from training.ablate.slices import draw_slices, pictured_cases, save_slice
 from training.ablate.tables import markdown_a, markdown_b, read_per_scan, table_a, table_b
 from training.cases import TABLE, Case, of_split, read_cases, read_scan
@@ -39,7 +39,8 @@ def ablate(run: Run, folder: Path) -> dict[str, Any]:
         InputError: no test case has reference lesions, a stage that a row needs is not done, a step of the method
             is off in the settings, or a row was begun on another basis.
     """
-    cases = [case for case in of_split(read_cases(run.data), "test") if case.lesions is not None]
+    test = of_split(read_cases(run.data), "test")
+    cases = [case for case in test if case.lesions is not None]
     if not cases:
         raise InputError(
             f"{run.data}: got no test case with reference lesions, expected some to compare with; fill the column "
@@ -49,7 +50,8 @@ def ablate(run: Run, folder: Path) -> dict[str, Any]:
     bases = [_basis(run, row) for row in rows]  # all, before any work
     for row, basis in zip(rows, bases, strict=True):
         _finish_row(run, row, folder / row.slug, basis, cases)
-    return _report(run, folder, rows, cases)
+    notes = _note_on_cases(test) + _note_on_batches(run, rows)
+    return _report(run, folder, rows, cases, notes)
 
 
 def claim(folder: Path, basis: dict[str, Any]) -> None:
@@ -98,7 +100,7 @@ def _finish_row(run: Run, row: Row, folder: Path, basis: dict[str, Any], cases: 
     write_text(folder / PER_SCAN, pd.DataFrame(values).to_csv(index=False))
 
 
-def _report(run: Run, folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> dict[str, Any]:
+def _report(run: Run, folder: Path, rows: Sequence[Row], cases: Sequence[Case], notes: str) -> dict[str, Any]:
     header, *lines = [line for row in rows for line in _lines(folder / row.slug / PER_SCAN)]
     write_text(folder / PER_SCAN, "".join([header, *(line for line in lines if line != header)]))
     per_scan = read_per_scan(folder / PER_SCAN)
@@ -106,7 +108,7 @@ def _report(run: Run, folder: Path, rows: Sequence[Row], cases: Sequence[Case]) 
     entries_a, entries_b = table_a(per_scan, seed=seed), table_b(per_scan, compared, seed=seed)
     texts = {
         "table_a": markdown_a(entries_a),
-        "table_b": markdown_b(entries_b, m=len(compared)) + _note_on_batches(run, rows),
+        "table_b": markdown_b(entries_b, m=len(compared)) + notes,
     }
     for name, entries in (("table_a", entries_a), ("table_b", entries_b)):
         write_text(folder / f"{name}.csv", pd.DataFrame(entries).to_csv(index=False))
@@ -117,10 +119,17 @@ def _report(run: Run, folder: Path, rows: Sequence[Row], cases: Sequence[Case]) 
     return {"test_cases": len(cases), "m": len(compared), "rows": entries_b, "subtypes": entries_a}
 
 
+def _note_on_cases(test: Sequence[Case]) -> str:
+    """That scores of test cases are not compared, as the cases have no reference lesions, where that is so."""
+    left_out = [case for case in test if case.lesions is None and case.scores]
+    lobes = sum(len(case.scores) for case in left_out)
+    note = f"\nLeft out, kappa included: {len(left_out)} test cases without reference lesions, {lobes} scored lobes.\n"
+    return note if left_out else ""
+
+
 def _note_on_batches(run: Run, rows: Sequence[Row]) -> str:
     """That rows learnt from batches of several processes, and others from one's, where that is so."""
-    stages = ("cam", "regress", "segment", "segment-reference")
-    several = {stage: count for stage in stages if (count := run.record(stage)["processes"]) > 1}
+    several = {stage: count for stage in NETWORKS if (count := run.record(stage)["processes"]) > 1}
     if not several:
         return ""
     listed = ", ".join(f"{stage} {count}" for stage, count in several.items())

@@ -30,7 +30,8 @@ def compare_presence(segmenter: LesionSegmenter, directory: Path, out: Path) -> 
     Args:
         segmenter: a loaded model.
         directory: a folder for each scan with ct.mha, lobes.mha and, where readers labelled it, presence.csv: columns
-            ``slice`` (index along z) and, by a lobe's key, 1 where disease is visible.
+            ``slice`` (index along z) and, by a lobe's key, 1 where disease is visible
+            and 0 elsewhere.
         out: where to.
 
     Returns:
@@ -101,7 +102,7 @@ def _agreement(lesions: Volume, lobes: Volume, path: Path) -> dict[str, object]:
     _, height, width = lesions.geometry.spacing_zyx_mm
     found = presence_of(lesions.array, lobes.array, height * width)
     there = {lobe.key: (lobes.array == lobe.label).any(axis=(1, 2)) for lobe in LOBES}
-    seen = np.concatenate([labels[key].to_numpy()[where] > 0 for key, where in there.items()])
+    seen = np.concatenate([labels[key].to_numpy()[where] == 1 for key, where in there.items()])
     predicted = np.concatenate([found[key][where] for key, where in there.items()])
     return {
         "sensitivity": predicted[seen].mean() if seen.any() else float("nan"),
@@ -120,6 +121,9 @@ def _read_presence(path: Path, *, depth: int) -> pd.DataFrame:
     table = table.set_index("slice").sort_index()
     if list(table.index) != list(range(depth)):
         raise InputError(f"{path}: got {len(table)} slices, expected one line for each of the CT's {depth}")
+    odd = [lobe.key for lobe in LOBES if not table[lobe.key].isin([0, 1]).all()]
+    if odd:
+        raise InputError(f"{path}: got other values than 0 and 1, or none, in {', '.join(odd)}; expected 1 for disease")
     return table
 
 

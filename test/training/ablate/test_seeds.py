@@ -4,18 +4,21 @@ import pandas as pd
 import pytest
 
 from algorithm.errors import InputError
-from training.ablate.rows import CAM_RAW, CAM_REFINED, CONTEXT, SUPERVISED, THRESHOLD
+from training.ablate.rows import CAM_RAW, CAM_REFINED, CONTEXT, NETWORKS, SUPERVISED, THRESHOLD
 from training.ablate.seeds import compare_seeds
 
 ROWS = (THRESHOLD, CAM_RAW, CAM_REFINED, "dRAM raw", "+ regulariser", CONTEXT, SUPERVISED)
 
 
-def make_run(folder, seed, ious, **settings):
+def make_run(folder, seed, ious, *, processes=1, image="i", **settings):
     """Two scans, each 0.1 beside the row's mean IoU."""
     ablate = folder / "ablate"
-    ablate.mkdir(parents=True)
-    record = {"seed": seed, "data_sha256": "d", "settings": {"seed": seed, **settings}}
-    (ablate / "done.json").write_text(json.dumps(record))
+    records = {stage: {"processes": processes} for stage in NETWORKS}
+    records["ablate"] = {"seed": seed, "data_sha256": "d", "settings": {"seed": seed, **settings}}
+    records["prepare"] = {"results": {"images_sha256": {"NA": image}}}
+    for stage, record in records.items():
+        (folder / stage).mkdir(parents=True)
+        (folder / stage / "done.json").write_text(json.dumps(record))
     lines = [
         {"row": row, "case": case, "iou": iou + change}
         for row, iou in zip(ROWS, ious, strict=True)
@@ -50,5 +53,9 @@ def test_runs_must_differ_in_the_seed_alone(tmp_path):
         compare_seeds([*two, make_run(tmp_path / "c", 0, ious)], tmp_path)
     with pytest.raises(InputError, match="differs from .* in more than the seed"):
         compare_seeds([*two, make_run(tmp_path / "d", 2, ious, regress={"steps": 1})], tmp_path)
+    with pytest.raises(InputError, match="differs from .* expected the same data, settings and number of processes"):
+        compare_seeds([*two, make_run(tmp_path / "e", 2, ious, processes=8)], tmp_path)
+    with pytest.raises(InputError, match="differs from .* in more than the seed"):
+        compare_seeds([*two, make_run(tmp_path / "f", 2, ious, image="another")], tmp_path)
     with pytest.raises(InputError, match="stage ablate is not done"):
         compare_seeds([*two, tmp_path / "nothing"], tmp_path)

@@ -156,6 +156,18 @@ def test_test_cases_need_reference_lesions(run, made, data, tmp_path, tiny_confi
         ablate(Run(tmp_path, tmp_path, tiny_config), tmp_path / "ablate")
 
 
+def test_scored_test_cases_without_reference_lesions_are_counted(run, made, data, tmp_path, tiny_config):
+    table = pd.read_csv(data / "cases.csv", dtype=str)
+    row = table.index[table["split"] == "test"][0]
+    table.loc[row, "lesions"], table.loc[row, "rml"] = None, None
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    ablate(Run(tmp_path, tmp_path, tiny_config), tmp_path / "ablate")
+    note = "Left out, kappa included: 1 test cases without reference lesions, 4 scored lobes."
+    assert note in (tmp_path / "ablate" / "table_b.md").read_text()
+    ablate(run, tmp_path / "other")
+    assert "Left out" not in (tmp_path / "other" / "table_b.md").read_text()
+
+
 def test_a_case_may_be_called_like_a_number(data, run, made, tmp_path, tiny_config):
     table = pd.read_csv(data / "cases.csv")
     table["case"] = ["007", "NA", "b", "c", "1e3"]

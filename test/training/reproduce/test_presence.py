@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from algorithm.errors import InputError
-from algorithm.images import read_labels
+from algorithm.images import read_geometry, read_labels
 from algorithm.lobes import LOBES
 from algorithm.model import PACKAGED_DIRECTORY
 from algorithm.segmenter import LesionSegmenter
@@ -72,6 +72,12 @@ def test_what_cannot_be_used_is_refused(real, segmenter, tmp_path):
     (real / "presence.csv").write_text("slice,lul,lll,rul,rll,rml\n0,1,0,0,0,0\n")
     with pytest.raises(InputError, match=r"presence\.csv: got 1 slices, expected one line for each of the CT's \d+"):
         compare_presence(segmenter, real.parent, tmp_path / "out")
+    depth = read_geometry(real / "ct.mha").size_zyx[0]
+    for value in ("", "-1", "yes"):
+        rows = [f"{z},1,{value},0,0,0\n" for z in range(depth)]
+        (real / "presence.csv").write_text("".join(["slice,lul,lll,rul,rll,rml\n", *rows]))
+        with pytest.raises(InputError, match=r"presence\.csv: got other values than 0 and 1, or none, in lll"):
+            real_scans(real.parent)
     (real / "lobes.mha").unlink()
     with pytest.raises(InputError, match=r"p1: no lobes\.mha"):
         real_scans(real.parent)
