@@ -1,6 +1,6 @@
 """Whether a file is whole, as far as its format tells.
 
-SimpleITK reads on in silence where a NIfTI file ends too early or does not say how it lies in the patient.
+SimpleITK reads on in silence where a NIfTI file ends too early.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import math
 import re
 import struct
 import zlib
+from io import BufferedReader
 from pathlib import Path
 
 from batch.errors import InputError
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 _CHUNK_BYTES = 1 << 20
 _NIFTI_HEADER_BYTES = 348
@@ -38,7 +41,7 @@ def require_whole(path: Path) -> None:
         path: .mha, .nii, .nii.gz and .json are checked; any other must not be empty.
 
     Raises:
-        InputError: it did, or a NIfTI file states no spacing or orientation.
+        InputError: it did.
     """
     if path.suffix == ".json":
         try:
@@ -47,7 +50,7 @@ def require_whole(path: Path) -> None:
             raise InputError(f"{path.name}: cut short or damaged ({error})") from error
     elif path.suffix.lower() == ".mha":
         _require_bytes(path, *_metaimage_bytes(path.read_bytes()))
-    elif path.name.lower().endswith((".nii", ".nii.gz")):
+    elif path.name.lower().endswith(NIFTI_SUFFIXES):
         _require_whole_nifti(path)
     elif not path.stat().st_size:
         raise InputError(f"{path.name}: empty")
@@ -65,7 +68,8 @@ def _metaimage_bytes(content: bytes) -> tuple[int, int]:
     fields = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", header, flags=re.MULTILINE))
     kind = _VOXEL_BYTES.get(fields.get("ElementType", "").removeprefix("MET_"), 0)
     size = [int(word) for word in fields.get("DimSize", "").split() if word.isdecimal()]
-    expected = kind * math.prod(size) * int(fields.get("ElementNumberOfChannels", "1"))
+    channels = fields.get("ElementNumberOfChannels", "1")
+    expected = kind * math.prod(size) * (int(channels) if channels.isdecimal() else 0)
     if end is None or not expected:
         return 0, max(1, expected)
     voxels = content[end.end() :]
@@ -79,27 +83,40 @@ def _metaimage_bytes(content: bytes) -> tuple[int, int]:
     return min(len(voxels), expected), expected
 
 
-def _require_whole_nifti(path: Path) -> None:
-    got, header = 0, b""
+def read_nifti_header(path: Path) -> tuple[str, bytes]:
+    """The byte order, ``<`` or ``>``, and the bytes of the header.
+
+    Raises:
+        InputError: the file is damaged or no NIfTI-1 file.
+    """
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        with _opened(path) as file:
             header = file.read(_NIFTI_HEADER_BYTES)
-            got = len(header)
-            while chunk := file.read(_CHUNK_BYTES):
-                got += len(chunk)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path.name}: cut short or damaged ({error})") from error
     order = next((order for order in "<>" if header[:4] == struct.pack(f"{order}i", _NIFTI_HEADER_BYTES)), None)
     if order is None or len(header) < _NIFTI_HEADER_BYTES:
         raise InputError(f"{path.name}: damaged or no NIfTI-1 file")
+    return order, header
+
+
+def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _require_whole_nifti(path: Path) -> None:
+    order, header = read_nifti_header(path)
+    got = 0
+    try:
+        with _opened(path) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                got += len(chunk)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path.name}: cut short or damaged ({error})") from error
     dimensions, *size = struct.unpack_from(f"{order}8h", header, 40)
     (bits,) = struct.unpack_from(f"{order}h", header, 72)
-    spacing = struct.unpack_from(f"{order}3f", header, 80)
     (offset,) = struct.unpack_from(f"{order}f", header, 108)
-    form_codes = struct.unpack_from(f"{order}2h", header, 252)
+    if not math.isfinite(offset):
+        raise InputError(f"{path.name}: damaged, its voxels begin at byte {offset}")
     expected = int(offset) + math.prod(max(1, n) for n in size[: max(0, dimensions)]) * bits // 8
     _require_bytes(path, min(got, expected), expected)
-    if not all(math.isfinite(value) and value > 0 for value in spacing):
-        raise InputError(f"{path.name}: got the spacing {spacing}, expected millimetres")
-    if not any(code > 0 for code in form_codes):
-        raise InputError(f"{path.name}: states no orientation (qform and sform codes are 0); convert it again")

@@ -21,6 +21,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from batch.cases import LOBES_SLUG, SCAN_SLUG, visible_files
 from batch.errors import InputError
+from batch.headers import require_geometry
 from batch.integrity import require_whole
 
 HIGHEST_LABEL = 5
@@ -81,6 +82,7 @@ def _read(path: Path) -> sitk.Image:
         return _read_series(path)
     try:
         require_whole(path)
+        require_geometry(path)
     except InputError as error:
         raise InputError(f"{path}: cannot be read ({error}); copy or export it again") from error
     try:
@@ -100,7 +102,7 @@ def _require_ct(image: sitk.Image, path: Path) -> None:
     values: NDArray[Any] = sitk.GetArrayViewFromImage(image)
     low, high = float(values.min()), float(values.max())
     has_air = bool(((values >= _AIR_HU[0]) & (values < _AIR_HU[1])).any())
-    if not has_air or not np.isfinite([low, high]).all() or values.dtype.itemsize == 1:
+    if not has_air or low == high or not np.isfinite([low, high]).all() or values.dtype.itemsize == 1:
         raise InputError(
             f"{path}: got {image.GetPixelIDTypeAsString()} values {low:g} to {high:g}, expected a CT in Hounsfield "
             "units with air near -1000; this is no CT, or a picture of one"
@@ -232,8 +234,8 @@ def _even_step_mm(folder: Path, slices: Sequence[_Slice]) -> float:
         raise InputError(f"{folder}: got slices of different orientation or spacing, expected one scan")
     along = np.array([one.along_mm for one in slices])
     steps = np.diff(along)
-    step_mm = float(steps.mean())
-    if steps.min() < _SAME_MM or np.abs(steps - step_mm).max() > _UNEVEN_STEP * step_mm:
+    uneven_mm = np.abs(along - np.linspace(along[0], along[-1], len(along))).max()
+    if steps.min() < _SAME_MM or uneven_mm > _UNEVEN_STEP * np.median(steps):
         raise InputError(
             f"{folder}: got steps of {steps.min():.4g} to {steps.max():.4g} mm between slices, expected even ones; "
             "slices are missing or repeated, export the whole series again"
@@ -242,4 +244,4 @@ def _even_step_mm(folder: Path, slices: Sequence[_Slice]) -> float:
     shift = slices[-1].position_mm - first.position_mm - (along[-1] - along[0]) * normal / np.linalg.norm(normal)
     if np.linalg.norm(shift) > 0.5 * min(first.spacing_mm):
         raise InputError(f"{folder}: got slices that shift sideways (gantry tilt), expected an upright stack")
-    return step_mm
+    return float(steps.mean())

@@ -317,6 +317,81 @@ def test_takes_the_masks_that_the_algorithm_takes(scan, tmp_path, pixels, change
     assert written.geometry == expected.geometry
 
 
+def patched(path: Path, offset: int, field: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset : offset + len(field)] = field
+    path.write_bytes(content)
+
+
+def replaced(path: Path, pattern: bytes, text: bytes) -> None:
+    path.write_bytes(re.sub(pattern, text, path.read_bytes(), count=1))
+
+
+def emptied(path: Path) -> None:
+    image = sitk.ReadImage(str(path))
+    sitk.WriteImage(image * 0 - 1000, str(path))
+
+
+BAD_SCANS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "no spacing": (".mha", lambda path: replaced(path, rb"ElementSpacing = .*\n", b""), "states no spacing"),
+    "no number": (".mha", lambda path: replaced(path, rb"Offset = .*\n", b"Offset = nan 0 0\n"), "Offset = 'nan 0 0'"),
+    "odd channels": (
+        ".mha",
+        lambda path: replaced(path, rb"ElementType", b"ElementNumberOfChannels = many\nElementType"),
+        "cut short or damaged",
+    ),
+    "one value": (".mha", emptied, "values -1000 to -1000, expected a CT"),
+    "spacing 0": (".nii", lambda path: patched(path, 80, struct.pack("<f", 0.0)), "got the spacing"),
+    "no form": (".nii", lambda path: patched(path, 252, struct.pack("<2h", 0, 0)), "states no orientation"),
+    "two spacings": (".nii", lambda path: patched(path, 80, struct.pack("<f", 0.9)), "in pixdim but"),
+    "two orientations": (
+        ".nii",
+        lambda path: patched(path, 280, struct.pack("<f", -struct.unpack_from("<f", path.read_bytes(), 280)[0])),
+        "another orientation in sform than in qform",
+    ),
+    "no offset": (".nii", lambda path: patched(path, 108, struct.pack("<f", math.nan)), "voxels begin at byte nan"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SCANS)
+def test_refuses_the_scans_that_the_algorithm_refuses(scan, tmp_path, name) -> None:
+    suffix, change, message = BAD_SCANS[name]
+    path = scan(tmp_path / f"ct{suffix}")
+    read_ct(path)
+    change(path)
+    if name != "no offset":  # the algorithm takes the voxels to follow the header
+        with pytest.raises(AlgorithmError):
+            read_ct(path)
+    with pytest.raises(InputError, match=message):
+        convert({SCAN_SLUG: path}, tmp_path)
+
+
+def test_takes_an_oblique_scan_as_the_algorithm_takes_it(scan, tmp_path) -> None:
+    """Both of a NIfTI file's orientations, from other formulas, say the same."""
+    image = sitk.ReadImage(str(scan(tmp_path / "ct.mha")))
+    turn = sitk.VersorTransform((0.48, 0.6, 0.64), 0.7)
+    image.SetDirection((np.reshape(turn.GetMatrix(), (3, 3)) @ np.diag([1.0, 1.0, -1.0])).ravel().tolist())
+    path = tmp_path / "oblique.nii.gz"
+    sitk.WriteImage(image, str(path))
+    ours = read_ct(path)
+    written, _ = sent(path, tmp_path)
+    assert written.GetDirection() == pytest.approx(ours.geometry.direction, abs=1e-5)
+
+
+def test_slices_that_drift_from_even_steps_are_refused(tmp_path) -> None:
+    """Each step is within a tenth of the mean, but the middle slice is two slices off its place."""
+    array = np.random.default_rng(1).integers(-1000, 100, (41, 5, 6)).astype(np.int16)
+
+    def position(number: int) -> list[float]:
+        return [0.0, 0.0, 0.9 * min(number, 20) + 1.1 * max(number - 20, 0)]
+
+    folder = write_series(tmp_path / "case", array, ImagePositionPatient=position)
+    with pytest.raises(AlgorithmError, match="slices are missing or uneven"):
+        read_ct(folder)
+    with pytest.raises(InputError, match=r"got steps of 0\.9 to 1\.1 mm"):
+        convert({SCAN_SLUG: folder}, tmp_path)
+
+
 def test_refuses_a_damaged_file(scan, tmp_path) -> None:
     path = scan(tmp_path / "ct.nii.gz")
     path.write_bytes(b"not a scan")
