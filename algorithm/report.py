@@ -59,6 +59,7 @@ class SeverityReport(_Entry):
     algorithm_version: str
     model: ModelIdentity
     device: str
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the lesion network")
     lobes_source: Literal["given", "model", "lungmask"] = "given"
     lobes: list[LobeEntry] = Field(min_length=5, max_length=5)
     total_score: int | None = Field(ge=0, le=25, description="null where a lobe is absent")

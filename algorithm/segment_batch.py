@@ -39,6 +39,7 @@ LESIONS_FILE = "lesions.mha"
 LOBES_FILE = "lobes.mha"
 SEVERITY_FILE = "severity.json"
 PICTURE_FILE = "overview.png"
+RESULT_FILES = (LESIONS_FILE, LOBES_FILE, SEVERITY_FILE, PICTURE_FILE, CASE_FILE)
 COLUMNS = ("case", *(f"{lobe.key}_{what}" for lobe in LOBES for what in ("percent", "score")), "total_score")
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class _Severity(BaseModel):
     """What of a severity.json is used here; a later version may hold more."""
 
     model: ModelIdentity | None = None
+    precision: str = "fp32"
     lobes_source: str = "given"
     lobes: list[_Lobe]
     total_score: int | None
@@ -89,8 +91,8 @@ def segment_cases(
     """Segment every case that is not done, and write severity.csv of all cases in the folder.
 
     While the network computes one case the next is read and prepared, and the one before is finished and written. A
-    case is done where its folder holds all results of the same inputs and model. A case that fails is left out and the
-    others go on.
+    case is done where its folder holds all results of the same inputs, model and precision. A case that fails is left
+    out, with what earlier inputs gave, and the others go on.
 
     Args:
         segmenter: a loaded model.
@@ -122,6 +124,9 @@ def segment_cases(
                 writing = writer.submit(_write, case, out / case.name, loaded, predicted, segmenter, draw, progress)
         if writing is not None:
             writing.result()
+        for case in cases:
+            if case.name in progress.failures:
+                _remove_of_other_inputs(case, out / case.name)
         return progress.failures | write_table(out, without=progress.failures)
 
 
@@ -172,26 +177,38 @@ class _Loaded:
 
 
 def _load(case: BatchCase, out: Path, segmenter: LesionSegmenter) -> _Loaded | None:
-    """Read and prepare a case; None where it is done. What its folder holds of another input or model goes."""
+    """Read and prepare a case; None where it is done."""
     inputs = case.sha256()
-    source = segmenter.lobes_by if case.lobes is None else "given"
-    if _is_done(out / case.name, inputs, segmenter.model.description.identity, source):
+    if _is_done(out / case.name, inputs, segmenter, "given" if case.lobes else segmenter.lobes_by):
         return None
-    for name in (CASE_FILE, SEVERITY_FILE):
-        (out / case.name / name).unlink(missing_ok=True)
     ct, lobes = read_case(case.ct, case.lobes)
     return _Loaded(inputs, ct, lobes, segmenter.prepare(ct, lobes))
 
 
-def _is_done(folder: Path, inputs: dict[str, str], model: ModelIdentity, lobes_source: str) -> bool:
+def _is_done(folder: Path, inputs: dict[str, str], segmenter: LesionSegmenter, lobes_source: str) -> bool:
     try:
         case_file = CaseFile.model_validate_json((folder / CASE_FILE).read_bytes())
         severity = _Severity.model_validate_json((folder / SEVERITY_FILE).read_bytes())
         whole = all(sha256(folder / name) == digest for name, digest in case_file.outputs.items())
     except (OSError, ValidationError):
         return False
-    is_same = case_file.inputs == inputs and severity.model == model and severity.lobes_source == lobes_source
-    return whole and SEVERITY_FILE in case_file.outputs and is_same
+    got = (case_file.inputs, severity.model, severity.lobes_source)
+    is_same = got == (inputs, segmenter.model.description.identity, lobes_source)
+    return whole and SEVERITY_FILE in case_file.outputs and is_same and severity.precision == segmenter.precision
+
+
+def _remove_of_other_inputs(case: BatchCase, folder: Path) -> None:
+    """Take away what an earlier input of a failed case gave, lest it pass for this one's."""
+    try:
+        case_file = CaseFile.model_validate_json((folder / CASE_FILE).read_bytes())
+        if case_file.inputs == case.sha256():
+            return
+    except ValidationError:
+        pass  # nothing says which input it is of
+    except OSError:
+        return  # no results, or an input that cannot be read now
+    for name in RESULT_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write(

@@ -134,6 +134,7 @@ class LesionSegmenter:
         self.model = model
         self.device = device
         self.memory_gb = memory_gb
+        self.precision = precision
         self.network = make_network(model.network, device=device, precision=precision, engine=engine)
         self.lobes_by = lobes_by
 
@@ -284,6 +285,7 @@ class LesionSegmenter:
             algorithm_version=__version__,
             model=description.identity,
             device=str(self.device),
+            precision=self.precision,
             lobes_source=found.source,
             lobes=[
                 LobeEntry(

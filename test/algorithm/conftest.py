@@ -36,6 +36,7 @@ class FakeSegmenter:
     def __init__(self) -> None:
         self.cases = 0
         self.is_warm = False
+        self.precision = "fp32"
         self.error: Exception | None = None
         self.before: Callable[[], object] = lambda: None
 
@@ -71,7 +72,7 @@ class FakeSegmenter:
 
     def finish(self, prepared: tuple[Volume, Volume, str], predicted: Volume) -> Any:
         _, lobes, source = prepared
-        report = _report().model_copy(update={"lobes_source": source})
+        report = _report().model_copy(update={"lobes_source": source, "precision": self.precision})
         return SimpleNamespace(labels=predicted, lobes=lobes, report=report)
 
 

@@ -140,9 +140,22 @@ def test_another_model_or_other_inputs_are_done_again(run, segmenter, save, lobe
     save(lobes, "lobes/a.mha", compressed=False)
     run(["a"])
     assert segmenter.cases == 3
+    segmenter.precision = "bf16"
+    assert run(["a"])[0] == ["1/1 a: done"]
+    assert run(["a"])[0] == ["1/1 a: done before"]
     segmenter.model.description.identity = ModelIdentity(name="fake", version="0", weights_sha256="1")
     run(["a"])
-    assert segmenter.cases == 4
+    assert segmenter.cases == 5
+
+
+def test_nothing_is_left_of_an_earlier_input_of_a_case_that_fails(run, segmenter, scans, tmp_path) -> None:
+    run(["a", "b"])
+    segmenter.model.description.identity = ModelIdentity(name="fake", version="0", weights_sha256="1")
+    segmenter.error = RuntimeError("boom")
+    (scans / "b.mha").write_text("no scan")
+    run(["a", "b"])
+    assert {path.name for path in (tmp_path / "out" / "a").iterdir()} == RESULTS  # of another model, but of this scan
+    assert not any((tmp_path / "out" / "b").iterdir())
 
 
 def test_failures_are_collected_and_the_others_go_on(run, segmenter, tmp_path, scans, caplog) -> None:
