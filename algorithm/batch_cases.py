@@ -107,6 +107,11 @@ def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
         if suffix == _DETACHED:
             raise _without_voxels(path)
         is_series = folders and path.is_dir() and bool(_files_in(path))
+        if folders and path.is_dir() and not is_series and any(file.is_file() for file in path.rglob("*")):
+            raise InputError(
+                f"{path}: got folders in a folder, expected the slices of one series directly in it; move them up, or "
+                "give a table with the series' folders"
+            )
         if not (suffix and path.is_file()) and not is_series:
             log.warning("%s: left alone", path)
             continue

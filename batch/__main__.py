@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -18,12 +18,13 @@ from batch.cases import find_cases, shortened
 from batch.cohort import PICTURE_FILE, TABLE_FILE, collect
 from batch.errors import InputError, PlatformError, TokenRefusedError, without_queries
 from batch.manifest import HERE, Manifest, only_process
-from batch.results import SEVERITY_FILE
+from batch.results import SEVERITY_FILE, require_no_folder
 from batch.scans import convert
 
 if TYPE_CHECKING:
     from batch.connection import Connection
 
+_WIDE = 1000  # characters
 PLATFORM = "https://grand-challenge.org/api/v1/"
 
 app = typer.Typer(
@@ -70,7 +71,7 @@ def run(
             if scans is None:
                 raise InputError("got --dry-run with --archive, of which nothing would be sent; expected --scans")
             wanted = manifest.plan(find_cases(scans, lobes), out)
-            table, unusable = _sendings(manifest, wanted)
+            table, unusable = _sendings(manifest, out, wanted)
             _show(table)
             if unusable:
                 raise InputError(f"{unusable} of {len(wanted)} cases cannot be sent; see above")
@@ -140,14 +141,23 @@ def _complete(manifest: Manifest, out: Path, connection: Connection, *, wanted: 
 
     try:
         Batch(connection, manifest, out, wanted=wanted).run()
-    finally:
+    except BaseException:
         _show(_table(manifest))
+        with suppress(InputError):
+            collect(out, without=_unfinished(manifest))
+        raise
+    _show(_table(manifest))
     _finish(manifest, out, complete=True)
+
+
+def _unfinished(manifest: Manifest) -> list[str]:
+    """Cases of which a folder, if there is one, holds something else than their results."""
+    return [name for name, record in manifest.cases.items() if not record.is_finished]
 
 
 def _finish(manifest: Manifest, out: Path, *, complete: bool) -> None:
     """Collect the results; then fail if a case failed or, where all should be complete, is not finished."""
-    reported = collect(out)
+    reported = collect(out, without=_unfinished(manifest))
     records = manifest.cases.values()
     unreported = [name for name, record in manifest.cases.items() if record.is_finished and name not in reported]
     if unreported:
@@ -156,36 +166,50 @@ def _finish(manifest: Manifest, out: Path, *, complete: bool) -> None:
     if len(images) > 1:
         print(f"Warning: {len(images)} versions of the algorithm made these results; see manifest.json for which")
     failed = sum(record.error is not None for record in records)
-    unfinished = sum(not record.is_finished for record in records)
+    unfinished = len(_unfinished(manifest))
     if failed or (complete and unfinished):
         raise InputError(f"{failed} of {len(records)} cases failed, {unfinished} are without outputs; see above")
 
 
 def _table(manifest: Manifest) -> Table:
     """Finished cases first, failed ones last, where a terminal still shows them."""
-    table = Table("case", "status", "job", "outputs", "error", title=manifest.algorithm)
+    table = _columns("case", "status", "job", "outputs", "error", title=manifest.algorithm)
     for name, record in sorted(manifest.cases.items(), key=lambda item: (item[1].error is not None, item[0])):
         outputs = "" if record.outputs is None else str(len(record.outputs))
         table.add_row(name, record.status, record.job or "", outputs, record.error or "")
     return table
 
 
+def _columns(*headers: str, title: str) -> Table:
+    """A table that cuts nothing off."""
+    table = Table(title=title)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
 def _show(table: Table) -> None:
-    """Print a table, its texts as they are: names and messages may hold what rich would take for markup."""
-    Console(markup=False, emoji=False).print(table)
+    """Print a table, its texts as they are: names and messages may hold what rich would take for markup.
+
+    In a file or pipe each row is one line.
+    """
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    console.print(table)
 
 
-def _sendings(manifest: Manifest, wanted: Collection[str]) -> tuple[Table, int]:
+def _sendings(manifest: Manifest, out: Path, wanted: Collection[str]) -> tuple[Table, int]:
     """What would be sent: each file after conversion, with its size, or why it cannot be; and how many cannot be."""
     unusable = 0
-    table = Table(
-        "case", "status", "socket", "file sent", "MB", "error", title=f"{manifest.algorithm}: nothing is sent"
-    )
+    title = f"{manifest.algorithm}: nothing is sent"
+    table = _columns("case", "status", "socket", "file sent", "MB", "error", title=title)
     for name, record in sorted(manifest.cases.items()):
         if name not in wanted or not record.is_to_start:
             table.add_row(name, record.status, "", "", "", "")
             continue
         try:
+            require_no_folder(out / name)
             with TemporaryDirectory() as temporary:
                 for slug, path in convert(record.files, Path(temporary)).items():
                     megabytes = f"{path.stat().st_size / 1e6:.1f}"

@@ -131,6 +131,12 @@ def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
         else:
             files[name] = path
     wanted = f"{', '.join(SUFFIXES)} files" + (" or DICOM folders" if folders else "")
+    nested = [name for name in others if folders and any(path.is_file() for path in (folder / name).rglob("*"))]
+    if nested:
+        raise InputError(
+            f"{folder}: got {len(nested)} folders whose files lie in folders of their own ({shortened(nested)}), "
+            "expected the slices of one series directly in each; move them up, or give a table with the series' folders"
+        )
     unusable = [name for name in others if name.lower().endswith(OTHER_SUFFIXES)]
     if unusable:
         raise InputError(
@@ -140,7 +146,7 @@ def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
     if not files:
         raise InputError(f"{folder}: got nothing to use, expected {wanted}")
     if others:
-        log.warning("%s: left alone: %s", folder, shortened(others))
+        log.warning("%s: left alone: %s", folder, ", ".join(others))
     return files
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -45,11 +45,12 @@ class Severity(BaseModel):
     total_score: int | None
 
 
-def collect(folder: Path) -> dict[str, Severity]:
+def collect(folder: Path, *, without: Collection[str] = ()) -> dict[str, Severity]:
     """Write severity.csv and cohort.png of all cases in a folder, wherever they were computed.
 
     Args:
         folder: has a folder with severity.json for each case.
+        without: cases that are left out: what lies there is not the result of their inputs.
 
     Returns:
         The severity by case; without any, nothing is written.
@@ -60,6 +61,8 @@ def collect(folder: Path) -> dict[str, Severity]:
     cases: dict[str, Severity] = {}
     damaged: list[InputError] = []
     for path in sorted(folder.glob(f"[!.]*/{SEVERITY_FILE}")):
+        if path.parent.name in without:
+            continue
         try:
             cases[path.parent.name] = _read(path)
         except InputError as error:

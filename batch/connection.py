@@ -135,6 +135,12 @@ class Connection:
         finally:
             self._repeated_codes = SelectiveBackoffStrategy
 
+    def jobs_by_images(self, algorithm: Algorithm) -> dict[str, set[str]]:
+        """The addresses of the input images of every job that you can see, by the job's pk."""
+        with _explained():
+            jobs = list(self._client.algorithm_jobs.iterate_all(params=_of(algorithm)))
+            return {job.pk: {value.image for value in job.inputs if value.image is not None} for job in jobs}
+
     def find_job(
         self, algorithm: Algorithm, *, attempt: str, images: Mapping[str, str], known: AbstractSet[str]
     ) -> Lookup:
@@ -147,9 +153,9 @@ class Connection:
             known: the pk of jobs that are others.
         """
         is_certain = True
-        params = {"algorithm_image__algorithm": algorithm.pk}
         with _explained():
-            jobs = [job for job in self._client.algorithm_jobs.iterate_all(params=params) if job.pk not in known]
+            every = self._client.algorithm_jobs.iterate_all(params=_of(algorithm))
+            jobs = [job for job in every if job.pk not in known]
             for job in reversed(jobs):
                 inputs = {value.interface.slug: value.image for value in job.inputs}
                 if images and images.items() <= inputs.items():
@@ -209,6 +215,10 @@ class _OnlyTooManyRequests(SelectiveBackoffStrategy):  # type: ignore[misc]  # g
     def get_delay(self, latest_response: httpx.Response) -> float | None:
         is_untouched = latest_response.status_code == httpx.codes.TOO_MANY_REQUESTS
         return super().get_delay(latest_response) if is_untouched else None
+
+
+def _of(algorithm: Algorithm) -> dict[str, str]:
+    return {"algorithm_image__algorithm": algorithm.pk}
 
 
 def describe(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,8 +14,8 @@ from batch.cases import LOBES_SLUG
 from batch.connection import Algorithm, Connection
 from batch.errors import InputError, PlatformError
 from batch.integrity import require_whole
-from batch.manifest import STARTING, SUCCEEDED, TEMPORARY, UPLOADING, CaseRecord, Manifest
-from batch.results import CASE_FILE, FILE_NAMES, read_case_file, write_case_file
+from batch.manifest import STARTING, SUCCEEDED, TEMPORARY, UNSUCCESSFUL, UPLOADING, CaseRecord, Manifest
+from batch.results import CASE_FILE, FILE_NAMES, read_case_file, require_no_folder, write_case_file
 from batch.scans import convert
 
 MOST_ACTIVE_JOBS = 16  # the platform's limit for one user
@@ -65,6 +65,7 @@ class Batch:
         self._sleep = sleep
         self._failures: Counter[tuple[str, str]] = Counter()  # of a case's step, since it last got further
         self._own_uploads: set[str] = set()  # cases of whose uploads nothing is left by an earlier try
+        self._jobs_before: dict[str, set[str]] | None = None  # once asked for
 
     def run(self) -> None:
         """Start every wanted case that has no job as room permits, wait for all jobs and fetch their outputs.
@@ -189,8 +190,7 @@ class Batch:
         if name not in self._wanted:
             record.status = UPLOADING  # no job was started
             raise InputError("it has no job and is not among the cases of this call; run again with it or without it")
-        if (self.folder / name).exists():
-            raise InputError(f"{self.folder / name} is there already; move it away, then run again")
+        require_no_folder(self.folder / name)
         if name not in self._own_uploads and not all(map(self.connection.has_upload, record.uploads.values())):
             record.attempt = None  # the platform removes uploads that no job takes for a day
         if record.attempt is None:
@@ -199,13 +199,20 @@ class Batch:
             self.manifest.save(self.folder)
         if record.files.keys() - record.uploads.keys():
             self._upload(name, record)
+        record.older_jobs = self._jobs_on(algorithm, record.images)
         record.status = STARTING
         self.manifest.save(self.folder)
         try:
             job = self.connection.start(algorithm, uploads=record.uploads, images=record.images)
         except PlatformError as error:
             exists = error.is_refusal and _EXISTS in str(error).lower()
-            if exists and self._adopt_job(algorithm, name, record):
+            if exists and record.earlier_jobs and not record.files:
+                record.job, record.status = record.earlier_jobs.pop(), UNSUCCESSFUL[0]
+                raise InputError(
+                    f"its job {record.job} ended without success, and the platform runs the same images once for each "
+                    "version of an algorithm; upload the scan with --scans, or a new version"
+                ) from error
+            if exists and self._adopt_job(algorithm, name, record, may_be_older=True):
                 return
             if error.is_refusal:
                 record.status = UPLOADING  # no job was started, and the uploads are as they were
@@ -213,14 +220,28 @@ class Batch:
             raise
         record.job, record.status = str(job.pk), job.status
 
-    def _adopt_job(self, algorithm: Algorithm, name: str, record: CaseRecord) -> bool:
+    def _jobs_on(self, algorithm: Algorithm, images: Mapping[str, str]) -> list[str]:
+        """The jobs that were there on these images before this command asked for any."""
+        if images and self._jobs_before is None:
+            self._jobs_before = self.connection.jobs_by_images(algorithm)
+        before = self._jobs_before or {}
+        return sorted(pk for pk, inputs in before.items() if images and inputs.issuperset(images.values()))
+
+    def _adopt_job(self, algorithm: Algorithm, name: str, record: CaseRecord, *, may_be_older: bool = False) -> bool:
         """Find out whether a start whose answer was lost has started a job, and take that job over.
+
+        Args:
+            algorithm: which it runs.
+            name: of the case.
+            record: of the case.
+            may_be_older: whether a job that was there before will do, as the platform says that its result is the same.
 
         Raises:
             NotYetError: that cannot be told yet.
         """
         cases = self.manifest.cases.values()
         known = self.manifest.jobs() - {other.job for other in cases if other.inputs == record.inputs}
+        known |= set() if may_be_older else set(record.older_jobs)
         lookup = self.connection.find_job(algorithm, attempt=str(record.attempt), images=record.images, known=known)
         if lookup.job is not None:
             record.job, record.status = str(lookup.job.pk), lookup.job.status

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batch.cases import Case, identity_of, shortened
 from batch.errors import InputError
-from batch.results import CASE_FILE, finished_here, write_whole
+from batch.results import finished_here, read_case_file, write_whole
 
 FILE_NAME = "manifest.json"
 SCHEMA_VERSION = 2
@@ -50,6 +50,8 @@ class CaseRecord(BaseModel):
         error: what went wrong last; None if nothing did.
         algorithm_image: address of the image that the job ran.
         earlier_jobs: those of the case that ended without success before.
+        older_jobs: those of others, or of earlier versions, on the images that lie on the platform; none of them is
+            the one that was asked for.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -64,6 +66,7 @@ class CaseRecord(BaseModel):
     error: str | None = None
     algorithm_image: str | None = None
     earlier_jobs: list[str] = []
+    older_jobs: list[str] = []
 
     @property
     def is_finished(self) -> bool:
@@ -206,12 +209,20 @@ class Manifest(BaseModel):
         return True
 
     def forget_errors(self, folder: Path) -> None:
-        """Let what could not be sent or fetched be tried again, and fetched results that are gone be fetched again."""
+        """Let what could not be sent or fetched be tried again, and fetched results that are gone be fetched again.
+
+        Where `segment-batch` has put results of the same inputs in their place, these count.
+        """
         for name, record in self.cases.items():
             if not record.is_unsuccessful:
                 record.error = None
-            if record.job is not None and not (folder / name / CASE_FILE).exists():
-                record.outputs = None
+            if record.job is None or record.outputs is None:
+                continue
+            found = read_case_file(folder / name)
+            record.outputs = found.outputs if found and found.computed == record.job else None
+            if record.outputs is None and (here := finished_here(folder / name, record.inputs)):
+                record.earlier_jobs, record.job = [*record.earlier_jobs, record.job], None
+                record.outputs, record.status = here, HERE
 
     def retry(self, names: Iterable[str]) -> list[str]:
         """Begin cases anew, with their files as they are now, whose job ended without success; costs credits again.

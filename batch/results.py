@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batch.cases import LOBES_SLUG, sha256
+from batch.errors import InputError
 
 CASE_FILE = "case.json"
 LESIONS_FILE = "lesions.mha"
@@ -36,6 +37,16 @@ class CaseFile(BaseModel):
     computed: str
     inputs: dict[str, str]
     outputs: dict[str, str]
+
+
+def require_no_folder(folder: Path) -> None:
+    """Check that the place of a case's results is free.
+
+    Raises:
+        InputError: it is not.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} is there already; move it away, then run again")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -132,6 +132,13 @@ def test_headers_without_voxels_are_refused_and_folders_without_files_left_alone
         find_cases(scans, None)
 
 
+def test_a_series_in_a_folder_of_its_own_is_refused(scans) -> None:
+    (scans / "d" / "series1").mkdir(parents=True)
+    (scans / "d" / "series1" / "1.dcm").write_text("slice")
+    with pytest.raises(InputError, match=r"d: got folders in a folder, expected the slices of one series directly"):
+        find_cases(scans, None)
+
+
 def test_another_model_or_other_inputs_are_done_again(run, segmenter, save, lobes, ct, tmp_path) -> None:
     run(["a"])
     save(ct.with_array(ct.array + 7), "scans/a.mha")

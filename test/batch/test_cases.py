@@ -53,6 +53,15 @@ def test_other_files_are_left_alone_and_named(write_cases, inputs, caplog) -> No
     assert "left alone: empty, notes.txt" in caplog.text
 
 
+def test_series_in_folders_of_folders_are_refused(write_cases, inputs) -> None:
+    write_cases(["a"])
+    for name in "bc":
+        (inputs["scans"] / name / "series1").mkdir(parents=True)
+        (inputs["scans"] / name / "series1" / "1.dcm").write_text("slice")
+    with pytest.raises(InputError, match=r"got 2 folders whose files lie in folders of their own \(b, c\), expected"):
+        find_cases(**inputs)
+
+
 def test_every_format_of_the_algorithm_is_sent_or_refused() -> None:
     assert {*SUFFIXES, *OTHER_SUFFIXES} >= set(ALGORITHM_SUFFIXES)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 import batch.__main__ as main
+from batch.cases import find_cases
 from batch.connection import TOKEN_VARIABLE
-from batch.manifest import Manifest, only_process
+from batch.manifest import HERE, Manifest, only_process
+from batch.results import read_case_file, write_case_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -245,15 +248,107 @@ def test_results_without_a_report_and_damaged_ones_are_told(command, write_cases
     image = {slug: output for slug, output in example.items() if isinstance(output, bytes) and b"NDims" in output}
     others = {"b": image, "c": image | {"covid-19-severity": b"{}"}}
     account.compute = lambda case: others.get(case, example)
-    write_cases("abc")
+    write_cases("ab")
+    outcome = command("run")
+    assert outcome.exit_code == 0
+    assert "Warning: no severity.json and so no row in severity.csv: b\n" in outcome.stdout
+    write_cases("c")
     outcome = command("run")
     assert outcome.exit_code == 1
     assert "c/severity.json: got Field required, expected a report of severity" in outcome.stderr
     assert (tmp_path / "out" / "severity.csv").read_text().count("\n") == 2
-    (tmp_path / "out" / "c" / "severity.json").unlink()
+
+
+def test_results_that_were_changed_are_told(command, write_cases, account, tmp_path) -> None:
+    write_cases(["a"])
+    command("run")
+    (tmp_path / "out" / "a" / "lesions.mha").unlink()
     outcome = command("run")
-    assert outcome.exit_code == 0
-    assert "Warning: no severity.json and so no row in severity.csv: b, c\n" in outcome.stdout
+    assert outcome.exit_code == 1 and "out/a is there already; move it away, then run again" in outcome.stdout
+    shutil.rmtree(tmp_path / "out" / "a")
+    assert command("run").exit_code == 0
+    assert (tmp_path / "out" / "a" / "lesions.mha").is_file() and len(account.jobs) == 1
+
+
+def test_results_computed_here_in_place_of_fetched_ones_count(command, write_cases, account, tmp_path) -> None:
+    write_cases(["a"])
+    command("run")
+    folder = tmp_path / "out" / "a"
+    inputs = read_case_file(folder).inputs
+    (folder / "lesions.mha").write_bytes(b"other")
+    (folder / "case.json").unlink()
+    outputs = write_case_file(folder, computed="here", inputs=inputs)
+    assert command("run").exit_code == 0
+    record = Manifest.load(tmp_path / "out").cases["a"]
+    assert (record.status, record.job, record.earlier_jobs, record.outputs) == (HERE, None, ["job-1"], outputs)
+    assert command("run").exit_code == 0 and len(account.jobs) == 1
+
+
+def test_what_is_no_result_of_the_inputs_is_in_no_table(command, write_cases, scan, inputs, account, tmp_path) -> None:
+    """Computed here, of a scan that was corrected since."""
+    write_cases(["a"])
+    command("run")
+    folder = tmp_path / "out" / "b"
+    folder.mkdir()
+    (folder / "severity.json").write_bytes((tmp_path / "out" / "a" / "severity.json").read_bytes())
+    write_cases(["b"])
+    (case,) = (case for case in find_cases(inputs["scans"], inputs["lobes"]) if case.name == "b")
+    write_case_file(folder, computed="here", inputs=case.identity())
+    assert command("run").exit_code == 0
+    scan(inputs["scans"] / "b.mha", seed=99)
+    outcome = command("run", "--dry-run")
+    assert outcome.exit_code == 1 and "out/b is there already; move it away, then run again" in outcome.stdout
+    assert command("run").exit_code == 1
+    assert [line[:2] for line in (tmp_path / "out" / "severity.csv").read_text().splitlines()[1:]] == ["a,"]
+
+
+def test_the_table_of_results_is_written_at_an_early_end(command, write_cases, account, tmp_path, standin) -> None:
+    write_cases(["a"])
+    command("run")
+    (tmp_path / "out" / "severity.csv").unlink()
+    write_cases(["b"])
+    text = "You have too many active jobs"
+    account.faults = [standin.Fault("POST", "/api/v1/algorithms/jobs/", status=400, text=text, times=99)]
+    outcome = command("run")
+    assert outcome.exit_code == 1 and "no room for your jobs" in outcome.stderr
+    assert (tmp_path / "out" / "severity.csv").read_text().count("\n") == 2
+
+
+def test_nothing_is_cut_off_in_a_pipe(command, write_cases, account, tmp_path, monkeypatch) -> None:
+    name = "hospital-of-the-seven-lakes-study-2021-patient-0001"
+    write_cases([name])
+    account.endings = {name: "Failed"}
+    command("run")
+    outcome = CliRunner().invoke(main.app, ["status", "--out", str(tmp_path / "out")], env={"COLUMNS": "80"})
+    (row,) = (line for line in outcome.stdout.splitlines() if name in line)
+    assert "job-1" in row and "Failed, see https://" in row and "…" not in outcome.stdout
+
+
+def test_an_older_job_on_the_images_of_an_archive_is_not_taken_for_the_lost_one(
+    command, account, tmp_path, standin
+) -> None:
+    account.archives = {"cohort": [{"title": "one", "images": {"ct-image": account.add_image("a.mha", b"")}}]}
+    assert command("run", "--archive", "cohort", scans=False).exit_code == 0
+    (tmp_path / "out").rename(tmp_path / "out_of_version_1")
+    account.algorithm_image = "image-2"
+    account.faults = [standin.Fault("POST", "/api/v1/algorithms/jobs/", what="refuse", status=502)]
+    assert command("run", "--archive", "cohort", scans=False).exit_code == 0
+    assert Manifest.load(tmp_path / "out").cases["one"].job == "job-2"
+
+
+def test_a_failed_job_of_an_archive_can_be_retried_with_a_new_version_only(command, account, tmp_path) -> None:
+    account.archives = {"cohort": [{"title": "one", "images": {"ct-image": account.add_image("a.mha", b"")}}]}
+    account.endings = {"a": "Failed"}
+    command("run", "--archive", "cohort", scans=False)
+    account.endings = {}
+    outcome = command("retry")
+    assert outcome.exit_code == 1
+    assert "its job job-1 ended without success, and the platform runs the same images once" in outcome.stdout
+    record = Manifest.load(tmp_path / "out").cases["one"]
+    assert (record.status, record.job, record.earlier_jobs) == ("Failed", "job-1", [])
+    account.algorithm_image = "image-2"
+    assert command("retry").exit_code == 0
+    assert Manifest.load(tmp_path / "out").cases["one"].job == "job-2"
 
 
 @pytest.mark.parametrize("options", [("--algorithm", "other"), ("--platform", "https://127.0.0.1:1/")])

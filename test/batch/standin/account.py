@@ -48,6 +48,7 @@ class Job:
     uploads: dict[str, str]
     images: dict[str, str]
     names: dict[str, str]
+    algorithm_image: str
     questions: int = 0
     status: str = "Validating inputs"
     outputs: dict[str, Any] = field(default_factory=dict)

@@ -120,11 +120,13 @@ def _create_job(call: Call) -> Any:
     if sorted(uploads.keys() | images.keys()) not in [sorted(slugs) for slugs in account.interfaces]:
         account.breaches.append(f"job with the inputs {sorted(uploads.keys() | images.keys())}")
         raise RefusalError(400, {"non_field_errors": ["The set of inputs provided does not match any interface."]})
-    if images and any(job.images == images for job in account.jobs.values()):
+    same = [job for job in account.jobs.values() if job.algorithm_image == account.algorithm_image]
+    if images and any(job.images == images for job in same):  # whatever their status, and whoever's they are
         text = "A result for these inputs with the current image and model already exists."
         raise RefusalError(400, {"non_field_errors": [text]})
     names = {slug: account.uploads[pk].filename for slug, pk in uploads.items()}
-    job = Job(pk=f"job-{len(account.jobs) + 1}", uploads=uploads, images=dict(images), names=names)
+    pk = f"job-{len(account.jobs) + 1}"
+    job = Job(pk, uploads, images=dict(images), names=names, algorithm_image=account.algorithm_image)
     account.jobs[job.pk] = job
     account.peak = max(account.peak, account.active())
     shown = [
