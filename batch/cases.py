@@ -131,7 +131,8 @@ def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
         else:
             files[name] = path
     wanted = f"{', '.join(SUFFIXES)} files" + (" or DICOM folders" if folders else "")
-    nested = [name for name in others if folders and any(path.is_file() for path in (folder / name).rglob("*"))]
+    folders_left = [name for name in others if folders and (folder / name).is_dir()]
+    nested = [name for name in folders_left if any(path.is_file() for path in (folder / name).rglob("*"))]
     if nested:
         raise InputError(
             f"{folder}: got {len(nested)} folders whose files lie in folders of their own ({shortened(nested)}), "

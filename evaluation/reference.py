@@ -13,7 +13,7 @@ from evaluation.metrics import LOBES, SUBTYPES
 
 COLUMNS = ("case", "lesions", "lobes", *LOBES.values())
 OPTIONAL_COLUMNS = ("total", "ct")
-IMAGE_SUFFIXES = (".mha", ".mhd", ".nii.gz", ".nii", ".tiff", ".tif")
+IMAGE_SUFFIXES = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd", ".tiff", ".tif")
 HIGHEST_SCORE = 5
 HIGHEST_TOTAL = HIGHEST_SCORE * len(LOBES)
 

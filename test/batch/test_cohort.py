@@ -5,6 +5,7 @@ import struct
 
 import pytest
 
+import batch.cohort
 from algorithm.lobes import LOBES
 from batch.cohort import COLUMNS, LOBE_KEYS, collect
 from batch.errors import InputError
@@ -43,6 +44,19 @@ def test_writes_table_and_picture(tmp_path) -> None:
     assert COLUMNS[-1] == "total_score"
     width, height = png_size(tmp_path / "cohort.png")
     assert width == 990 and height > 400
+
+
+def test_the_picture_shows_the_worst_case_first_and_absent_lobes_as_absent(tmp_path, monkeypatch) -> None:
+    write_severity(tmp_path / "mild", [0.0] * 5, [0, 0, 0, 0, 1], 1)
+    write_severity(tmp_path / "absent", [None, *[0.0] * 4], [None, 0, 0, 0, 0], None)
+    write_severity(tmp_path / "severe", [60.0] * 5, [4, 4, 4, 4, 5], 21)
+    draw, drawn = batch.cohort._draw_scores, []
+    monkeypatch.setattr(batch.cohort, "_draw_scores", lambda axes, *rest: (draw(axes, *rest), drawn.append(axes)))
+    collect(tmp_path)
+    (axes,) = drawn
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["severe", "mild", "absent"]
+    shown = axes.images[0].get_array()
+    assert shown.tolist() == [[4, 4, 4, 4, 5], [0, 0, 0, 0, 1], [None, 0, 0, 0, 0]]
 
 
 def test_a_large_cohort_fits_a_picture(tmp_path) -> None:

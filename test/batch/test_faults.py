@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from batch.connection import Lookup
 from batch.errors import InputError, TokenRefusedError
 from batch.jobs import MOST_IDLE_ROUNDS
 
@@ -46,6 +47,21 @@ def test_survives(write_cases, open_batch, account, standin, method, path, what,
     assert account.uploaded_cases() == ["a", "b"]
     assert len(account.jobs) == 2
     assert not [upload for upload in account.uploads.values() if upload.status == "Initialized"]
+
+
+def test_a_job_that_the_platform_shows_late_is_found(write_cases, open_batch, account, standin, monkeypatch) -> None:
+    account.faults = [standin.Fault("POST", JOBS, "lose")]
+    write_cases(["a"])
+    batch = open_batch()
+    find, looks = batch.connection.find_job, []
+
+    def late(*arguments, **options):
+        looks.append(1)
+        return Lookup(None, is_certain=True) if len(looks) == 1 else find(*arguments, **options)
+
+    monkeypatch.setattr(batch.connection, "find_job", late)
+    batch.run()
+    assert (len(looks), list(account.jobs)) == (2, ["job-1"])
 
 
 @pytest.mark.parametrize("path", [UPLOADS, JOBS])

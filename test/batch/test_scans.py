@@ -104,6 +104,14 @@ def test_a_dicom_series_is_read_as_the_algorithm_reads_it(array, tmp_path) -> No
     assert image.GetOrigin() == pytest.approx(ours.geometry.origin_xyz_mm)
 
 
+def test_every_slice_is_rescaled_by_its_own_header(array, tmp_path) -> None:
+    changes = {"RescaleSlope": lambda number: 1 + number / 2, "RescaleIntercept": lambda number: -1024 - 100 * number}
+    folder = write_series(tmp_path / "case", array, **changes)
+    image, _ = sent(folder, tmp_path)
+    values = np.maximum(sitk.GetArrayFromImage(image), -1024)  # as the algorithm does, on either side
+    assert np.array_equal(values, read_ct(folder).array)
+
+
 @pytest.mark.parametrize("suffix", [".mha", ".nii.gz", ".nii"])
 def test_files_keep_their_voxels_and_geometry(scan, tmp_path, suffix) -> None:
     image, _ = sent(scan(tmp_path / f"case{suffix}"), tmp_path)

@@ -164,4 +164,8 @@ def test_the_share_of_a_mask_that_a_grid_covers() -> None:
     assert upper.covered_share(where, whole) == pytest.approx(0.5, abs=0.02)
     turned = Grid((50, 10, 10), (1.0, 2.0, 2.0), (23.0, 23.0, 155.0), tuple(np.diag([-1.0, -1.0, 1.0]).ravel()))
     assert turned.covered_share(where, whole) == upper.covered_share(where, whole)
-    assert Grid((50, 10, 10), (1.0, 2.0, 2.0), (5.0, 5.0, 5.0), whole.direction).covered_share(where, whole) == 0
+    lower = Grid((50, 10, 10), (1.0, 2.0, 2.0), (5.0, 5.0, 5.0), whole.direction)
+    assert lower.covered_share(where, whole) == 0
+    one = np.zeros(whole.size_zyx, dtype=bool)
+    one[101, 3, 3] = True
+    assert (lower.covered_share(one, whole), whole.covered_share(one, whole)) == (0, 1)

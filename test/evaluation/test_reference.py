@@ -10,7 +10,14 @@ HEADER = "case,lesions,lobes,lul,lll,rul,rll,rml"
 
 @pytest.mark.parametrize(
     ("file_name", "name"),
-    [("a.mha", "a"), ("a.NII.GZ", "a"), ("1.2.840.5", "1.2.840.5"), ("1.2.840.mha", "1.2.840"), ("a", "a")],
+    [
+        ("a.mha", "a"),
+        ("a.NII.GZ", "a"),
+        ("1.2.840.5", "1.2.840.5"),
+        ("1.2.840.mha", "1.2.840"),
+        ("a.nrrd", "a"),
+        ("a", "a"),
+    ],
 )
 def test_case_name(file_name, name) -> None:
     assert case_name(file_name) == name

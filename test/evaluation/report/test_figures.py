@@ -3,11 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from evaluation.comparison import Comparison, judge_methods
 from evaluation.report import figures
-from evaluation.report.figures import involvement_figure, iou_figure, score_figure
+from evaluation.report.figures import _draw_scores, involvement_figure, iou_figure, score_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -29,6 +31,17 @@ def test_a_figure_is_one_svg_that_names_every_method(comparison, draw) -> None:
     assert svg == draw(comparison)
     assert any("good" in text for text in texts(svg))
     assert any("cost in $ & $" in text for text in texts(svg))
+
+
+def test_rows_of_the_confusion_matrix_are_reference_scores() -> None:
+    table = np.zeros((6, 6), dtype=np.int64)
+    table[4, 1] = 7
+    axes = Figure().add_subplot()
+    _draw_scores(axes, table)
+    (text,) = axes.texts
+    assert (text.get_text(), text.get_position()) == ("7", (1, 4))
+    assert axes.images[0].get_array()[4, 1] > 0
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted score", "reference score")
 
 
 def test_the_confusion_matrices_show_every_count_and_kappa(comparison) -> None:
