@@ -81,9 +81,13 @@ def read(root: Path) -> list[PendingCase]:
         "outline and are missing in the masks."
     )
     return [
-        PendingCase(uid, partial(_load, folder, outlines[uid]), (folder, annotations), patient=series[uid].patient)
+        PendingCase(
+            uid,
+            partial(_load, series[uid].folder, outlines[uid]),
+            (series[uid].folder, annotations),
+            patient=series[uid].patient,
+        )
         for uid in found
-        for folder in (series[uid].folder,)
     ]
 
 
