@@ -250,17 +250,26 @@ def _write_masks(case: PreparedCase, mask: Volume, folder: Path) -> None:
 
 
 def _measures(run: Run, cases: list[Case], folder: Path) -> dict[str, float]:
-    """Mean vessel share of the lungs; and where a reference is known, mean Dice beside lesions in cases held out."""
-    shares, dices = [], []
+    """Mean vessel share of the lungs; where references are known, what the masks are worth in cases held out.
+
+    That is the share of the masks that is lesion, and, where vessels are known, the mean Dice beside lesions.
+    """
+    shares, dices, mistaken = [], [], []
     for case in cases:
         caches = prepared(run, case)
         lungs = caches.array("scan_lobes") > 0
         mask = load_array(folder / MASKS / case.name / "scan.npy") > 0
         shares.append(mask[lungs].mean())
-        if case.split != "train" and case.vessels is not None and caches.has("scan_classes"):
-            classes = caches.array("scan_classes")
+        if case.split == "train" or not caches.has("scan_classes"):
+            continue
+        classes = caches.array("scan_classes")
+        mistaken.append(classes[mask] == LESION)
+        if case.vessels is not None:
             counted = lungs & (classes != LESION)
             dices.append(dice(classes[counted] == VESSEL, mask[counted]))
-    return {"vessel_share": float(np.mean(shares))} | (
-        {"dice_against_reference": float(np.mean(dices))} if dices else {}
-    )
+    measures = {"vessel_share": float(np.mean(shares))}
+    if any(part.size for part in mistaken):
+        measures["lesion_share"] = float(np.concatenate(mistaken).mean())
+    if dices:
+        measures["dice_against_reference"] = float(np.mean(dices))
+    return measures

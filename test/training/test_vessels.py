@@ -184,7 +184,7 @@ def test_results_are_those_of_the_masks(finished):
     cases = read_cases(finished.data)
     results = finished.record("vessels")["results"]
     assert results["cases"] == len(cases) == 5 and results["healthy_cases"] == len(healthy_cases(cases)) >= 1
-    shares, dices = [], []
+    shares, dices, mistaken = [], [], []
     for one in cases:
         caches, mask = prepared(finished, one), scan_vessels(finished, one)
         inside = caches.array("scan_lobes") > 0
@@ -194,9 +194,12 @@ def test_results_are_those_of_the_masks(finished):
             classes = caches.array("scan_classes")
             beside = inside & (classes != 2)
             dices.append(dice(classes[beside] == 1, mask[beside] > 0))
+            mistaken.append([(classes[mask > 0] == 2).sum(), (mask > 0).sum()])
     assert 0 < np.mean(shares) < 1 and len(dices) == 2
     assert results["vessel_share"] == pytest.approx(np.mean(shares))
     assert results["dice_against_reference"] == pytest.approx(np.mean(dices))
+    lesion, masked = np.sum(mistaken, axis=0)
+    assert results["lesion_share"] == pytest.approx(lesion / masked) and 0 < lesion < masked
 
 
 def test_chunk_masks_are_the_scans_on_the_grids_of_the_chunks(finished):
