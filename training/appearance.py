@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from algorithm.lobes import LEFT, LOBES, RIGHT
 
-CONSOLIDATION = (0.62, 0.78)  # of the window -1024 to 400 HU: -140 to 90 HU
-GLASS_GAIN = (0.07, 0.40)  # 100 to 570 HU
+WINDOW_HU = (-1024.0, 400.0)  # of the lobe network's input, for which all else is meant
+CONSOLIDATION_HU = (-140.0, 90.0)
+GLASS_GAIN_HU = (100.0, 570.0)
 CELL_VOXELS = (6, 32)  # between the independent values of a random field
 
 
@@ -38,7 +39,7 @@ def randomise(
     """
     lungs = (lobes > 0).float()
     if rng.random() < spotted_share:
-        image = _add_blobs(image, _some_lobes(lobes, rng), rng)
+        image, _ = add_lesions(image, _some_lobes(lobes, rng), rng, window_hu=WINDOW_HU)
     if rng.random() < consolidated_share:
         image = _consolidate_side(image, lobes, rng)
     image = _change_contrast(image, lungs, rng)
@@ -68,16 +69,29 @@ def _members(lobes: Tensor, labels: Sequence[int]) -> Tensor:
     return torch.isin(lobes, torch.tensor(labels, device=lobes.device)).float()
 
 
-def _add_blobs(image: Tensor, where: Tensor, rng: np.random.Generator) -> Tensor:
-    """Ground-glass and consolidation in a random share of a region."""
+def add_lesions(
+    image: Tensor, where: Tensor, rng: np.random.Generator, *, window_hu: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Put ground-glass, and as often as not consolidation, into a random share of a region.
+
+    Args:
+        image: windowed intensity, (D, H, W).
+        where: 1 in the region, else 0, the same shape.
+        rng: draws everything.
+        window_hu: HU that are 0 and 1 in the image.
+
+    Returns:
+        The image, and the share of consolidation, which hides what is in it, both (D, H, W).
+    """
     field = random_field(tuple(image.shape), rng, image.device)
     soft = ((field - _quantile(field, where, float(rng.uniform(0.1, 0.95)))) * rng.uniform(3, 20) + 0.5).clamp(0, 1)
     texture = 1 + 0.3 * random_field(tuple(image.shape), rng, image.device)
-    image = image + soft * where * float(rng.uniform(*GLASS_GAIN)) * texture
+    low, high = window_hu
+    image = image + soft * where * float(rng.uniform(*GLASS_GAIN_HU) / (high - low)) * texture
     if rng.random() < 0.5:
-        return image
-    core = ((field - _quantile(field, where, float(rng.uniform(0.5, 0.98)))) * 10 + 0.5).clamp(0, 1)
-    return torch.lerp(image, _solid(image, rng), core * where)
+        return image, torch.zeros_like(image)
+    core = ((field - _quantile(field, where, float(rng.uniform(0.5, 0.98)))) * 10 + 0.5).clamp(0, 1) * where
+    return torch.lerp(image, _solid(image, rng, window_hu), core), core
 
 
 def _consolidate_side(image: Tensor, lobes: Tensor, rng: np.random.Generator) -> Tensor:
@@ -90,12 +104,15 @@ def _consolidate_side(image: Tensor, lobes: Tensor, rng: np.random.Generator) ->
     height = normal[0] * z + normal[1] * y + normal[2] * x + 0.3 * random_field(tuple(image.shape), rng, image.device)
     level = _quantile(height, where, float(rng.uniform(0.1, 0.8)))
     share = ((height - level) * float(rng.uniform(5, 40)) + 0.5).clamp(0, 1)
-    return torch.lerp(image, _solid(image, rng), share * where)
+    return torch.lerp(image, _solid(image, rng, WINDOW_HU), share * where)
 
 
-def _solid(image: Tensor, rng: np.random.Generator) -> Tensor:
+def _solid(image: Tensor, rng: np.random.Generator, window_hu: tuple[float, float]) -> Tensor:
     """Consolidated lung, in places with air left in it."""
-    solid = float(rng.uniform(*CONSOLIDATION)) + 0.03 * random_field(tuple(image.shape), rng, image.device)
+    low, high = window_hu
+    solid = float((rng.uniform(*CONSOLIDATION_HU) - low) / (high - low)) + 0.03 * random_field(
+        tuple(image.shape), rng, image.device
+    )
     return torch.lerp(image, solid, float(rng.uniform(0.75, 1.0)))
 
 

@@ -140,6 +140,9 @@ class VesselSettings(BatchNormSettings):
     beta: float = Field(0.5, gt=0, description="Frangi's constant against blobs")
     erosion_mm: float = Field(3.0, ge=0, description="by which the lungs are shrunk for the references")
     threshold: float = Field(0.7, gt=0, lt=1, description="probability above which a voxel is vessel")
+    spotted_share: float = Field(
+        0.5, ge=0, le=1, description="of training patches with made-up lesions, which are no vessels; 0 in the paper"
+    )
     thickest_mm: float = Field(
         8.0, gt=0, description="vessels thicker than this are left out, for dense lesions look like them"
     )

@@ -26,9 +26,10 @@ from algorithm.inference_network import InferenceNetwork
 from algorithm.lobes import LOBES
 from algorithm.model import LESION, VESSEL
 from algorithm.network import Padding, UNet3D
-from algorithm.preprocess import resample
+from algorithm.preprocess import WINDOW_HU, resample
 from algorithm.tiling import predict_scan
 from evaluation.metrics import dice
+from training.appearance import CONSOLIDATION_HU, add_lesions
 from training.augment import flip, stretch_contrast
 from training.batches import Batches
 from training.cases import Case, of_split, read_cases
@@ -45,6 +46,7 @@ from training.vesselness import eroded, reference_vessels, without_thick
 STAGE, MASKS = "vessels", "masks"
 PRIOR = 0.05  # share of vessels that the untrained network predicts
 VESSEL_SHARE = 0.5  # of patches that are centred on a vessel
+DENSEST_LESION = (CONSOLIDATION_HU[1] - WINDOW_HU[0]) / (WINDOW_HU[1] - WINDOW_HU[0])  # vessels may be denser
 TILE_MEMORY_BYTES = 4e9
 
 
@@ -127,13 +129,18 @@ def healthy_cases(cases: list[Case]) -> list[Case]:
     return healthy
 
 
-def random_patch(scan: HealthyScan, position: int, *, size: int, seed: int, stretched: bool = True) -> Patch:
+def random_patch(
+    scan: HealthyScan, position: int, *, settings: VesselSettings, seed: int, stretched: bool = True
+) -> Patch:
     """A patch centred on a random reference vessel or, as often, on a random voxel of the eroded lungs, augmented.
+
+    Some get lesions, lest all that is dense in diseased lungs be taken for vessels; vessels show in ground-glass, and
+    consolidation hides them.
 
     Args:
         scan: where from.
         position: of the patch in the training.
-        size: voxels per side.
+        settings: of patches.
         seed: with the position, of all that is random.
         stretched: whether the contrast is changed.
     """
@@ -141,8 +148,13 @@ def random_patch(scan: HealthyScan, position: int, *, size: int, seed: int, stre
     reference, eroded_lungs = load_array(scan.reference)
     candidates = np.flatnonzero(reference if rng.random() < VESSEL_SHARE else eroded_lungs)
     centre = np.unravel_index(candidates[rng.integers(candidates.size)], reference.shape)
-    cubes = (take(array, centre, size) for array in (scan.case.mapped("scan_image"), reference, eroded_lungs))
+    arrays = (scan.case.mapped("scan_image"), reference, eroded_lungs)
+    cubes = (take(array, centre, settings.patch_size) for array in arrays)
     image, vessel, inside = flip([torch.from_numpy(cube.astype(np.float32)) for cube in cubes], rng)
+    if rng.random() < settings.spotted_share:
+        lesions, hidden = add_lesions(image, (image > 0).float(), rng, window_hu=WINDOW_HU)
+        image = torch.minimum(lesions, image.clamp(min=DENSEST_LESION))
+        vessel = vessel * (hidden < 0.5)
     return Patch(image=stretch_contrast(image, rng) if stretched else image, vessels=vessel, inside=inside)
 
 
@@ -214,7 +226,7 @@ def _write_reference(settings: VesselSettings, scan: HealthyScan) -> None:
 
 def _train(run: Run, fabric: Fabric, scans: list[HealthyScan], folder: Path) -> None:
     settings, device = run.config.vessels, fabric.device
-    patches = partial(random_patch, size=settings.patch_size, seed=run.config.seed)
+    patches = partial(random_patch, settings=settings, seed=run.config.seed)
     batches = Batches(scans, patches, size=settings.batch, seed=run.config.seed)
 
     def terms(model: nn.Module, patches: list[Patch], step: int) -> Terms:

@@ -46,6 +46,7 @@ def case(name: str, split: str, scores: dict[int, int]) -> Case:
 
 
 WELL = dict.fromkeys(range(1, 6), 0)
+PATCHES = VesselSettings(patch_size=16, precision="32-true", spotted_share=0.0)
 
 
 def test_healthy_are_training_cases_with_five_scores_of_0():
@@ -84,7 +85,7 @@ def scan(tmp_path) -> HealthyScan:
 
 def test_image_vessels_and_eroded_lungs_of_a_patch_are_the_same_place(scan):
     for seed in range(20):
-        patch = random_patch(scan, 0, size=16, seed=seed)
+        patch = random_patch(scan, 0, settings=PATCHES, seed=seed)
         assert all(part.shape == (16,) * 3 and part.dtype == torch.float32 for part in vars(patch).values())
         levels = sorted(patch.image.unique().tolist())  # of background, border, inside and, if there is one, vessel
         assert torch.equal(patch.image >= levels[2], patch.inside == 1)
@@ -94,15 +95,30 @@ def test_image_vessels_and_eroded_lungs_of_a_patch_are_the_same_place(scan):
 
 def test_half_of_the_patches_are_centred_on_a_vessel(scan):
     middle = (slice(7, 9),) * 3  # voxel 8, and 7 where an axis is mirrored
-    patches = [random_patch(scan, 0, size=16, seed=seed) for seed in range(300)]
+    patches = [random_patch(scan, 0, settings=PATCHES, seed=seed) for seed in range(300)]
     centred = sum(bool(patch.vessels[middle].any()) for patch in patches)
     assert all(patch.inside[middle].any() for patch in patches)
     assert 120 <= centred <= 180  # 150 expected, standard deviation 9
 
 
+def test_lesions_are_no_vessels_and_consolidation_hides_those_in_it(scan):
+    spotted = PATCHES.model_copy(update={"spotted_share": 1.0})
+    hidden = shown = 0
+    for seed in range(200):
+        plain = random_patch(scan, 0, settings=PATCHES, seed=seed, stretched=False)
+        patch = random_patch(scan, 0, settings=spotted, seed=seed, stretched=False)
+        lungs = plain.image > 0
+        assert torch.equal(patch.image[~lungs], plain.image[~lungs]) and torch.equal(patch.inside, plain.inside)
+        assert (patch.image > plain.image + 0.05).any() and patch.image.max() <= 0.87
+        assert not (patch.vessels > plain.vessels).any()
+        hidden += int((plain.vessels - patch.vessels).sum())
+        shown += int((patch.vessels * (patch.image > plain.image + 0.05)).sum())
+    assert hidden >= 1 and shown > 30
+
+
 def test_a_batch_depends_on_seed_and_number_alone(scan):
     def batches(seed):
-        return Batches([scan] * 3, partial(random_patch, size=16, seed=seed), size=2, seed=seed)
+        return Batches([scan] * 3, partial(random_patch, settings=PATCHES, seed=seed), size=2, seed=seed)
 
     first, again, other = batches(5)[4], batches(5)[4], batches(6)[4]
     assert all(torch.equal(a.image, b.image) for a, b in zip(first, again, strict=True))
