@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from training.phantom.generate import PhantomOptions, write_phantoms
-from training.run import STAGES
+from training.run import PREPARE, STAGES, VESSELS
 from training.settings import TrainingConfig
 from training.stages import Run, execute
 
@@ -52,7 +52,7 @@ def tiny_config() -> TrainingConfig:
 def ready(phantoms: Path, tiny_config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run whose caches and vessels are made."""
     run = Run(phantoms, tmp_path_factory.mktemp("ready"), tiny_config, device="cpu")
-    for stage in STAGES[:2]:
+    for stage in (PREPARE, VESSELS):
         execute(run, stage)
     return run
 
@@ -63,7 +63,7 @@ def with_caches(ready: Run) -> Callable[[Path], Path]:
 
     def make(directory: Path) -> Path:
         directory.mkdir()
-        for stage in STAGES[:2]:
+        for stage in (PREPARE, VESSELS):
             (directory / stage.name).symlink_to(ready.directory / stage.name)
         return directory
 
