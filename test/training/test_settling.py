@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -123,9 +125,11 @@ def test_lobes_are_as_they_are(ready, tmp_path, monkeypatch, stage):
 
 def test_crops_and_patches_hold_the_intensities_of_their_scans(ready, tmp_path, monkeypatch):
     (tmp_path / "references").symlink_to(ready.directory / "vessels" / "references")
+    bare = ready.config.vessels.model_copy(update={"spotted_share": 0.0})
+    without_lesions = replace(ready, config=ready.config.model_copy(update={"vessels": bare}))
     starts = {
         training.segment: lambda: training.segment.segment_reference(ready, tmp_path),
-        training.vessels: lambda: training.vessels.vessels(ready, tmp_path),
+        training.vessels: lambda: training.vessels.vessels(without_lesions, tmp_path),
     }
     scans = [prepared(ready, case).array("scan_image") for case in read_cases(ready.data) if case.split == "train"]
     known = np.unique(np.concatenate([scan.ravel() for scan in scans])).astype(np.float32)
