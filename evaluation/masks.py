@@ -20,7 +20,6 @@ from evaluation.nifti import check_nifti_header, require_whole_nifti
 
 MASK_SUFFIXES = (".mha", ".nii.gz", ".nii")
 GRID_TOLERANCE_MM = 0.01
-_SAMPLED_VOXELS = 100_000
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,10 @@ class Grid:
             where: (z, y, x), some voxel of it True.
             grid: of the mask.
         """
-        places = np.flatnonzero(where)
-        some = places[:: max(1, len(places) // _SAMPLED_VOXELS)]
-        index_zyx = np.stack(np.unravel_index(some, where.shape), axis=1)
+        steps = [max(1, n // 64) for n in where.shape]
+        index_zyx = np.argwhere(where[:: steps[0], :: steps[1], :: steps[2]]) * steps
+        if not len(index_zyx):  # so small a mask that the sample has missed it
+            index_zyx = np.argwhere(where)
         points_mm = grid.origin_xyz_mm + (index_zyx * grid.spacing_zyx_mm)[:, ::-1] @ grid.axes()
         own_xyz = (points_mm - self.origin_xyz_mm) @ self.axes().T / self.spacing_zyx_mm[::-1]
         is_within = (own_xyz >= -0.5) & (own_xyz <= np.array(self.size_zyx[::-1]) - 0.5)
