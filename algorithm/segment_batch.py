@@ -192,9 +192,9 @@ def _is_done(folder: Path, inputs: dict[str, str], segmenter: LesionSegmenter, l
         whole = all(sha256(folder / name) == digest for name, digest in case_file.outputs.items())
     except (OSError, ValidationError):
         return False
-    got = (case_file.inputs, severity.model, severity.lobes_source)
-    is_same = got == (inputs, segmenter.model.description.identity, lobes_source)
-    return whole and SEVERITY_FILE in case_file.outputs and is_same and severity.precision == segmenter.precision
+    got = (case_file.inputs, severity.model, severity.lobes_source, severity.precision)
+    is_same = got == (inputs, segmenter.model.description.identity, lobes_source, segmenter.precision)
+    return whole and SEVERITY_FILE in case_file.outputs and is_same
 
 
 def _remove_of_other_inputs(case: BatchCase, folder: Path) -> None:

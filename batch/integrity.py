@@ -11,6 +11,8 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
@@ -89,30 +91,30 @@ def read_nifti_header(path: Path) -> tuple[str, bytes]:
     Raises:
         InputError: the file is damaged or no NIfTI-1 file.
     """
-    try:
-        with _opened(path) as file:
-            header = file.read(_NIFTI_HEADER_BYTES)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path.name}: cut short or damaged ({error})") from error
+    with _opened(path) as file:
+        header = file.read(_NIFTI_HEADER_BYTES)
     order = next((order for order in "<>" if header[:4] == struct.pack(f"{order}i", _NIFTI_HEADER_BYTES)), None)
     if order is None or len(header) < _NIFTI_HEADER_BYTES:
         raise InputError(f"{path.name}: damaged or no NIfTI-1 file")
     return order, header
 
 
-def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
+    """The file's content, decompressed; what is wrong with the compression is an InputError."""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path.name}: cut short or damaged ({error})") from error
 
 
 def _require_whole_nifti(path: Path) -> None:
     order, header = read_nifti_header(path)
     got = 0
-    try:
-        with _opened(path) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                got += len(chunk)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path.name}: cut short or damaged ({error})") from error
+    with _opened(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            got += len(chunk)
     dimensions, *size = struct.unpack_from(f"{order}8h", header, 40)
     (bits,) = struct.unpack_from(f"{order}h", header, 72)
     (offset,) = struct.unpack_from(f"{order}f", header, 108)
