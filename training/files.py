@@ -233,3 +233,12 @@ def _is_full(error: BaseException | None) -> bool:
 
 def _missing(path: Path) -> InputError:
     return InputError(f"{path}: no such file; delete the done.json of its stage, then run that stage again")
+
+
+def files_of(image: Path) -> list[Path]:
+    """The files that an image consists of: all of a DICOM folder, and those with the voxels of an .mhd."""
+    if image.is_dir():
+        return sorted(path for path in image.rglob("*") if path.is_file())
+    if image.suffix.lower() == ".mhd":  # the header alone: voxels lie beside it, under the same name
+        return sorted(path for path in image.parent.iterdir() if path.name.startswith(f"{image.stem}."))
+    return [image]

@@ -22,7 +22,7 @@ from algorithm.model import LESION, VESSEL
 from algorithm.preprocess import Box, bounding_box, covering_grid, crop, masked_intensity, resample
 from training.cases import Case, Scan, all_problems, read_cases, read_scan
 from training.chunks import LobeChunk, cut_lobe
-from training.files import load_array, read_json, save_array, whole_folder, write_json
+from training.files import files_of, load_array, read_json, save_array, whole_folder, write_json
 from training.parallel import over_scans
 from training.settings import PrepareSettings
 from training.stages import Run
@@ -139,17 +139,9 @@ def sha256_of_images(case: Case) -> str:
     """Digest of the bytes of a case's images; all files of a DICOM folder, and those with the voxels of an .mhd."""
     digest = hashlib.sha256()
     for path in (case.ct, case.lobes, case.lesions, case.vessels):
-        for file in _files_of(path) if path is not None else []:
+        for file in files_of(path) if path is not None else []:
             digest.update(_sha256_of_file(file))
     return digest.hexdigest()
-
-
-def _files_of(image: Path) -> list[Path]:
-    if image.is_dir():
-        return sorted(path for path in image.rglob("*") if path.is_file())
-    if image.suffix.lower() == ".mhd":  # the header alone: voxels lie beside it, under the same name
-        return sorted(path for path in image.parent.iterdir() if path.name.startswith(f"{image.stem}."))
-    return [image]
 
 
 def _sha256_of_file(path: Path) -> bytes:

@@ -20,7 +20,7 @@ from algorithm.images import Volume, require_same_grid
 from algorithm.lobes import LOBES, check_lobes
 from algorithm.subtypes import SUBTYPES
 from training.cases import COLUMNS, TABLE, UNKNOWN_SUBTYPE
-from training.files import read_json, remove_stale, write_image, write_json, write_text
+from training.files import files_of, read_json, remove_stale, write_image, write_json, write_text
 from training.importers.lobes import LobeFiles, derive_scores, require_plausible_lobes
 from training.importers.source import LeftOut, PendingCase, Source, remark, require_labels
 from training.parallel import Workers, over_scans
@@ -100,7 +100,7 @@ class _Job:
 
     def made_of(self) -> list[str]:
         """Tells other images and lobe masks from those of an earlier import, by their sizes and dates."""
-        files = [file for path in self.case.sources for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+        files = [file for path in self.case.sources for file in files_of(path)]
         if self.lobes is not None:
             files.append(self.lobes.find(self.case.name))
         return [self.lobes.labels if self.lobes else "", *(f"{file} {_stamp(file)}" for file in files)]
