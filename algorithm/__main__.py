@@ -22,7 +22,7 @@ from algorithm import __version__
 from algorithm.errors import InputError, one_line
 from algorithm.images import Volume, write_labels
 from algorithm.job import INPUT_DIR, MEMORY_GB, OUTPUT_DIR, Segmenter, read_case, run_case, staged_outputs
-from algorithm.report import LobesReport, SeverityReport, severity_json_schema
+from algorithm.report import LobesReport, SeverityReport, or_dash, severity_json_schema
 
 if TYPE_CHECKING:
     from algorithm.segmenter import LesionSegmenter, Segmentation
@@ -273,10 +273,10 @@ def _print_report(report: SeverityReport) -> None:
     for name in ("volume (ml)", "lesion (ml)", "lesion (%)", "score"):
         table.add_column(name, justify="right")
     for lobe in report.lobes:
-        percent, score = _shown(lobe.percent, ".1f"), _shown(lobe.score, "d")
+        percent, score = or_dash(lobe.percent, ".1f"), or_dash(lobe.score, "d")
         table.add_row(lobe.name, f"{lobe.volume_ml:.0f}", f"{lobe.lesion_ml:.1f}", percent, score)
     table.add_section()
-    table.add_row("total", "", f"{report.lesion_ml:.1f}", "", _shown(report.total_score, "d"))
+    table.add_row("total", "", f"{report.lesion_ml:.1f}", "", or_dash(report.total_score, "d"))
     _print_table(table, report.warnings)
 
 
@@ -285,7 +285,7 @@ def _print_lobes(report: LobesReport) -> None:
     for name in ("volume (ml)", "confidence"):
         table.add_column(name, justify="right")
     for lobe in report.lobes:
-        table.add_row(lobe.name, f"{lobe.volume_ml:.0f}", _shown(lobe.confidence, ".2f"))
+        table.add_row(lobe.name, f"{lobe.volume_ml:.0f}", or_dash(lobe.confidence, ".2f"))
     table.add_section()
     table.add_row("both lungs", f"{report.lungs_ml:.0f}", "")
     _print_table(table, report.warnings)
@@ -296,10 +296,6 @@ def _print_table(table: Table, warnings: list[str]) -> None:
     console.print(table)
     for warning in warnings:
         console.print(f"Warning: {warning}")
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

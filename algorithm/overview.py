@@ -20,7 +20,7 @@ from algorithm.images import Volume
 from algorithm.lobes import LOBES
 from algorithm.orientation import to_canonical
 from algorithm.preprocess import bounding_box, crop, margin_voxels
-from algorithm.report import SeverityReport
+from algorithm.report import SeverityReport, or_dash
 from algorithm.segmenter import Segmentation
 from algorithm.subtypes import SUBTYPES
 
@@ -129,13 +129,13 @@ def lobe_handles() -> list[Line2D]:
 
 def _draw_table(axes: Axes, report: SeverityReport) -> None:
     rows = [
-        [e.name, f"{e.volume_ml:.0f}", f"{e.lesion_ml:.1f}", _shown(e.percent, ".1f"), _shown(e.score, "d")]
+        [e.name, f"{e.volume_ml:.0f}", f"{e.lesion_ml:.1f}", or_dash(e.percent, ".1f"), or_dash(e.score, "d")]
         for e in report.lobes
     ]
     volume = sum(entry.volume_ml for entry in report.lobes)
     percent = 100 * report.lesion_ml / volume
     rows.append(
-        ["both lungs", f"{volume:.0f}", f"{report.lesion_ml:.1f}", f"{percent:.1f}", _shown(report.total_score, "d")]
+        ["both lungs", f"{volume:.0f}", f"{report.lesion_ml:.1f}", f"{percent:.1f}", or_dash(report.total_score, "d")]
     )
     table = axes.table(
         rows, colLabels=["lobe", "volume (ml)", "lesion (ml)", "lesion (%)", "score"], loc="center", cellLoc="right"
@@ -154,7 +154,3 @@ def _draw_table(axes: Axes, report: SeverityReport) -> None:
     ]
     axes.set_title("\n".join(notes), fontsize=9, loc="left")
     axes.set_axis_off()
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

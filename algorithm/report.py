@@ -94,3 +94,8 @@ class LobesReport(_Entry):
 def severity_json_schema() -> dict[str, Any]:
     """The JSON schema of severity.json."""
     return SeverityReport.model_json_schema()
+
+
+def or_dash(value: float | None, form: str) -> str:
+    """A number as a table shows it, formatted by ``form``; a dash where there is none."""
+    return "-" if value is None else format(value, form)

@@ -6,7 +6,6 @@ SimpleITK decides in silence, and the file that is sent would not show it: the a
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch.errors import InputError
-from batch.integrity import NIFTI_SUFFIXES, read_nifti_header
+from batch.integrity import NIFTI_SUFFIXES, metaimage_fields, read_nifti_header
 
 _HEADER_BYTES = 1 << 20
 _SPACING = ("ElementSpacing", "ElementSize")
@@ -41,8 +40,7 @@ def require_geometry(path: Path) -> None:
 
 def _require_stated_spacing(path: Path) -> None:
     with path.open("rb") as file:
-        head = file.read(_HEADER_BYTES).partition(b"ElementDataFile")[0].decode("latin-1")
-    fields = dict(re.findall(r"^(\w+)\s*[=:]\s*(.*?)\s*$", head, flags=re.MULTILINE))
+        fields = metaimage_fields(file.read(_HEADER_BYTES).partition(b"ElementDataFile")[0])
     if not fields.keys() & set(_SPACING):
         raise InputError(f"{path.name}: states no spacing, expected the field {_SPACING[0]!r}")
     for key in _NUMBERS:

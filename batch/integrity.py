@@ -63,11 +63,15 @@ def _require_bytes(path: Path, got: int, expected: int) -> None:
         raise InputError(f"{path.name}: cut short or damaged, got {got} of {expected} bytes")
 
 
+def metaimage_fields(header: bytes) -> dict[str, str]:
+    """The fields of a MetaImage header, by name; what is no field is passed over."""
+    return dict(re.findall(r"^(\w+)[ \t]*[=:][ \t]*(.*?)\s*$", header.decode("latin-1"), flags=re.MULTILINE))
+
+
 def _metaimage_bytes(content: bytes) -> tuple[int, int]:
     """How many bytes of voxels a .mha has, and how many it should have; what follows the voxels does not count."""
-    end = re.search(rb"^ElementDataFile\s*=\s*LOCAL\s*?\n", content, flags=re.MULTILINE)
-    header = content[: end.start()].decode("latin-1") if end else ""
-    fields = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", header, flags=re.MULTILINE))
+    end = re.search(rb"^ElementDataFile\s*[=:]\s*LOCAL\s*?\n", content, flags=re.MULTILINE)
+    fields = metaimage_fields(content[: end.start()] if end else b"")
     kind = _VOXEL_BYTES.get(fields.get("ElementType", "").removeprefix("MET_"), 0)
     size = [int(word) for word in fields.get("DimSize", "").split() if word.isdecimal()]
     channels = fields.get("ElementNumberOfChannels", "1")

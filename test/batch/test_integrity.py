@@ -63,6 +63,15 @@ def test_damaged_nifti_headers_are_refused(tmp_path, offset, field, message) -> 
         require_whole(tmp_path / "x.nii.gz")
 
 
+def test_metaimage_fields_may_be_set_with_colons_or_to_nothing(tmp_path) -> None:
+    head = b"Comment: \nDimSize: 2 2 2\nElementType: MET_UCHAR\nElementDataFile: LOCAL\n"
+    (tmp_path / "x.mha").write_bytes(head + bytes(8))
+    require_whole(tmp_path / "x.mha")
+    (tmp_path / "x.mha").write_bytes(head + bytes(7))
+    with pytest.raises(InputError, match="got 7 of 8 bytes"):
+        require_whole(tmp_path / "x.mha")
+
+
 def test_damaged_compression_is_found(tmp_path) -> None:
     head = b"DimSize = 2 2 2\nElementType = MET_UCHAR\nCompressedData = True\nElementDataFile = LOCAL\n"
     (tmp_path / "x.mha").write_bytes(head + zlib.compress(bytes(8)))
