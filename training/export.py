@@ -33,7 +33,7 @@ from training.lobes import description as lobe_description
 from training.lobes import trained as trained_lobes
 from training.segment import lesion_border, trained_network
 from training.settings import LobeSettings
-from training.stages import Run, environment
+from training.stages import Run, commits_behind
 
 INTENDED_USE = (
     "Research on COVID-19 lesions in chest CT. Not a medical device, not for diagnosis or treatment. Trained weakly, "
@@ -122,7 +122,8 @@ def _description(run: Run, files: dict[str, str], lobes: LobePart | None) -> Mod
             "cases": {split: len(of_split(cases, split)) for split in ("train", "validation", "test")},
             "data_sha256": run.record("prepare")["data_sha256"],
             "settings": config.model_dump(mode="json", exclude=PLACES),
-            "environment": environment(),
+            "environment": run.record("segment")["environment"],
+            "commits": commits_behind(run.directory, "segment", "subtypes"),
         }
         | ({"lobes": lobes.about} if lobes else {}),
         results=_results(run),

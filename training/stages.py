@@ -148,6 +148,20 @@ def current_record(run: Run, stage: Stage) -> dict[str, Any]:
     return run.record(stage.name)
 
 
+def commits_behind(directory: Path, *stages: str) -> dict[str, str]:
+    """The commit at which each stage was done that the results of some come from, theirs included.
+
+    Args:
+        directory: of the run.
+        stages: names of finished stages.
+    """
+    commits: dict[str, str] = {}
+    for name in stages:
+        record = read_json(directory / name / RECORD)
+        commits |= commits_behind(directory, *record[_EARLIER]) | {name: record["environment"]["commit"]}
+    return commits
+
+
 def sha256_of_results(record: dict[str, Any]) -> str:
     """Digest of what came out of a finished stage, and from what: the same when it is repeated to the same effect."""
     lasting = {key: value for key, value in record.items() if key not in _COST}

@@ -141,6 +141,10 @@ def test_model_json_says_what_it_was_trained_on(finished):
     description = json.loads((finished.folder("export") / "model" / "model.json").read_text())
     assert description["training"]["cases"] == {"train": 3, "validation": 1, "test": 1}
     assert description["training"]["settings"]["regress"]["steps"] == 6
+    assert description["training"]["environment"] == finished.record("segment")["environment"]
+    earlier = ("prepare", "vessels", "regress", "pseudo", "segment", "subtypes")
+    commits = {stage: finished.record(stage)["environment"]["commit"] for stage in earlier}
+    assert description["training"]["commits"] == commits
     assert "Not a medical device" in description["intended_use"]
     assert [row["row"] for row in description["results"]["rows"]][-1] == "supervised"
 

@@ -68,8 +68,13 @@ def on_ct_grid(margin: Volume, scan: Scan) -> NDArray[np.bool_]:
 
 
 def margin_of_mask(mask: NDArray[np.bool_], cache: PreparedCase) -> Volume:
-    """What `on_ct_grid` takes, of a mask on the grid of a prepared scan: 0.5 inside and -0.5 outside."""
-    return Volume(mask.astype(np.float32) - np.float32(0.5), cache.geometry("scan"))
+    """What `on_ct_grid` takes, of a mask on the grid of a prepared scan: 0.5 in it, -0.5 elsewhere in the lobes."""
+    return _margin_in_lobes(mask.astype(np.float32) - np.float32(0.5), cache)
+
+
+def _margin_in_lobes(margin: NDArray[np.float32], cache: PreparedCase) -> Volume:
+    """A margin of 0 outside the lobes, where nothing is known: it decides nothing of the voxels at their rim."""
+    return Volume(np.where(cache.array("scan_lobes") > 0, margin, np.float32(0)), cache.geometry("scan"))
 
 
 def _threshold(run: Run) -> Predictor:
@@ -136,12 +141,11 @@ def _dram_of_row(run: Run, settings: RegressSettings, folder: Path) -> Predictor
 
 
 def _above(run: Run, dram: Callable[[Case], NDArray[np.float32]], threshold: float) -> Predictor:
-    """Where a dRAM is above a threshold. Outside the lobes it knows nothing: a margin of 0 there decides nothing."""
+    """Where a dRAM is above a threshold."""
 
     def predict(case: Case, scan: Scan) -> NDArray[np.bool_]:
         cache = prepared(run, case)
-        margin = np.where(cache.array("scan_lobes") > 0, dram(case) - np.float32(threshold), np.float32(0))
-        return on_ct_grid(Volume(margin, cache.geometry("scan")), scan)
+        return on_ct_grid(_margin_in_lobes(dram(case) - np.float32(threshold), cache), scan)
 
     return predict
 

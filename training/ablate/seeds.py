@@ -16,7 +16,7 @@ from training.ablate.rows import CAM_RAW, CAM_REFINED, CONTEXT, NETWORKS, SUPERV
 from training.ablate.tables import markdown, read_per_scan
 from training.files import read_json, write_text
 from training.parallel import console
-from training.stages import RECORD
+from training.stages import RECORD, commits_behind
 
 FEWEST_RUNS = 3
 
@@ -47,8 +47,9 @@ def compare_seeds(runs: Sequence[Path], out: Path) -> pd.DataFrame:
     table["raised_in"] = pd.Series({row: n for row, n in steps.items() if row not in unrelated}, dtype="Int64")
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "seeds.csv", table.to_csv(index_label="row", float_format="%.4f"))
-    write_text(out / "seeds.md", _markdown(table, len(runs)))
-    console.print(_markdown(table, len(runs)), soft_wrap=True)
+    text = _markdown(table, len(runs)) + _note_on_commits(runs)
+    write_text(out / "seeds.md", text)
+    console.print(text, soft_wrap=True)
     return table
 
 
@@ -79,6 +80,16 @@ def _by_seed(runs: Sequence[Path]) -> dict[int, Path]:
 
 def _mean_ious(run: Path) -> pd.Series[float]:
     return read_per_scan(run / "ablate" / "per_scan.csv").groupby("row", sort=False)["iou"].mean()
+
+
+def _note_on_commits(runs: Sequence[Path]) -> str:
+    """What the reader must know where the runs were not all made by the same code."""
+    commits = sorted({commit for run in runs for commit in commits_behind(run, "ablate").values()})
+    if len(commits) == 1:
+        return ""
+    return (
+        f"\nThe stages were done at {len(commits)} commits, whose differences count as chance: {', '.join(commits)}.\n"
+    )
 
 
 def _markdown(table: pd.DataFrame, runs: int) -> str:

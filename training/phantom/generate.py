@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import shutil
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def split_of(case: int, options: PhantomOptions) -> str:
 
 
 def shapes_by_split(directory: Path, seed: int) -> dict[str, list[Path]]:
-    """Divide the shapes in a directory among the splits, by the seed alone.
+    """Divide the shapes in a directory among the splits, by the seed and their names.
 
     Raises:
         InputError: if there are fewer than three, one for each split.
@@ -67,7 +68,7 @@ def shapes_by_split(directory: Path, seed: int) -> dict[str, list[Path]]:
 def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions) -> None:
     """Write a data directory of phantoms; cases that are complete already are kept.
 
-    Case i depends on the seed, on i and on the options other than `workers`, on nothing else.
+    Case i depends on the seed, on i, on the shapes and on the options other than `workers`, on nothing else.
 
     Args:
         cases: number of cases of all splits together.
@@ -76,8 +77,8 @@ def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions)
         options: see there.
 
     Raises:
-        InputError: if the counts do not fit, shapes are missing, `out` holds phantoms of other options, or the disk is
-            full.
+        InputError: if the counts do not fit, shapes are missing, `out` holds phantoms of other options or shapes, or
+            the disk is full.
     """
     held_out = options.validation + options.test + options.healthy
     if cases < max(held_out, 1):
@@ -104,15 +105,27 @@ def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions)
 
 
 def _claim(out: Path, seed: int, options: PhantomOptions) -> None:
-    """Refuse a directory that holds phantoms of another seed or other options."""
+    """Refuse a directory that holds phantoms of another seed, other options or shapes, which would mix the splits."""
     mine = {"seed": seed, **options.model_dump(mode="json", exclude={"workers"})}
+    if options.lobe_shapes is not None:
+        mine["lobe_shapes_sha256"] = _sha256_of_shapes(options.lobe_shapes)
     note = out / OPTIONS
     out.mkdir(parents=True, exist_ok=True)
     if note.exists():
         theirs = read_json(note)
-        if theirs != mine:
-            raise InputError(f"{out} holds phantoms made with {theirs}, not {mine}: choose an empty directory")
+        keys = sorted(key for key in theirs | mine if theirs.get(key) != mine.get(key))
+        if keys:
+            changes = "; ".join(f"{key}: then {theirs.get(key)}, now {mine.get(key)}" for key in keys)
+            raise InputError(f"{out} holds phantoms made otherwise ({changes}): choose an empty directory")
     write_json(note, mine)
+
+
+def _sha256_of_shapes(directory: Path) -> str:
+    """Digest of the names and contents of the shapes in a directory."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.nii.gz")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _write_case(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from training.ablate.rows import CAM_RAW, CAM_REFINED, CONTEXT, SUPERVISED, THRESHOLD
 from training.ablate.tables import ROWS_A, markdown
+from training.cases import Split, of_split, read_cases
 from training.files import read_json
 from training.phantom.generate import OPTIONS
 from training.run import STAGES
@@ -106,21 +107,22 @@ def _environment(environment: Mapping[str, str]) -> str:
     named = {key: value for key, value in environment.items() if key not in ("version", "commit", "device", "cores")}
     versions = ", ".join(f"{library} {version}" for library, version in named.items())
     return (
-        f"on {environment['cores']} cores, {environment['device']}, with version {environment['version']} at commit "
-        f"{environment['commit'][:10]} ({versions})."
+        f"on {environment['cores']} cores, {environment['device']}, with version {environment['version']}, each stage "
+        f"at the commit that the last table names ({versions})."
     )
 
 
 def _data(run: Run) -> str:
     options = read_json(run.data / OPTIONS)
-    cases = read_json(run.folder("export") / "model" / "model.json")["training"]["cases"]
-    counts = ", ".join(f"{number} for {split}" for split, number in cases.items())
+    cases = read_cases(run.data)
+    counts = ", ".join(f"{len(of_split(cases, split))} for {split}" for split in get_args(Split))
+    healthy = sum(case.is_healthy for case in of_split(cases, "train"))
     return (
         f"Digital chest phantoms on real lobe shapes, none of which is in two splits: {counts}. Seed "
-        f"{options['seed']}, voxel size factor {options['coarseness']:g}; {options['healthy']} of the training cases "
-        "are free of lesions. The networks see lobe scores only; a training or validation lobe near a border of two "
-        f"scores has the wrong one of them with probability {options['score_noise']:g}, test scores are true. Digest "
-        f"of the table: {run.record('prepare')['data_sha256'][:16]}."
+        f"{options['seed']}, voxel size factor {options['coarseness']:g}; {healthy} of the training cases "
+        "have score 0 in every lobe. The networks see lobe scores only; a training or validation lobe near a border of "
+        f"two scores has the wrong one of them with probability {options['score_noise']:g}, test scores are true. "
+        f"Digest of the table: {run.record('prepare')['data_sha256'][:16]}."
     )
 
 
@@ -130,9 +132,14 @@ def _cost(run: Run) -> str:
         if (run.directory / stage.name / RECORD).is_file():
             record = run.record(stage.name)
             memory = max(record["peak_memory_gb"], record["peak_memory_of_a_worker_gb"])
-            lines.append([stage.name, f"{record['seconds'] / 60:.1f}", f"{memory:.1f}"])
-    note = "\nOf all starts, where a stage was interrupted; memory is that of its largest process in the last one.\n"
-    return markdown(["stage", "minutes", "peak GB"], lines) + note
+            commit, _, state = record["environment"]["commit"].partition("-")
+            short = f"{commit[:10]}-{state}".removesuffix("-")
+            lines.append([stage.name, f"{record['seconds'] / 60:.1f}", f"{memory:.1f}", short])
+    note = (
+        "\nOf all starts, where a stage was interrupted; memory is that of its largest process in the last one, whose "
+        "commit is given (dirty: with changes that are not in it).\n"
+    )
+    return markdown(["stage", "minutes", "peak GB", "commit"], lines) + note
 
 
 def _read(path: Path) -> str:

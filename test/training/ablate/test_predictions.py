@@ -93,6 +93,11 @@ def test_a_mask_survives_the_way_to_the_ct(run, case, scan):
     assert iou(reference(scan), back) > 0.7  # on a grid of 3 mm
 
 
+def test_a_mask_of_whole_lobes_keeps_their_rim(run, case, scan):
+    cache = prepared(run, case)
+    assert np.array_equal(on_ct_grid(margin_of_mask(cache.array("scan_lobes") > 0, cache), scan), scan.lobes.array > 0)
+
+
 def test_the_threshold_row_finds_what_is_bright_in_the_lobes_and_no_vessel(
     run, config, case, scan, tmp_path, monkeypatch
 ):

@@ -10,12 +10,16 @@ from training.ablate.seeds import compare_seeds
 ROWS = (THRESHOLD, CAM_RAW, CAM_REFINED, "dRAM raw", "+ regulariser", CONTEXT, SUPERVISED)
 
 
-def make_run(folder, seed, ious, *, processes=1, image="i", **settings):
+def make_run(folder, seed, ious, *, processes=1, image="i", commit="c0", **settings):
     """Two scans, each 0.1 beside the row's mean IoU."""
     ablate = folder / "ablate"
     records = {stage: {"processes": processes} for stage in NETWORKS}
     records["ablate"] = {"seed": seed, "data_sha256": "d", "settings": {"seed": seed, **settings}}
     records["prepare"] = {"results": {"images_sha256": {"NA": image}}}
+    for record in records.values():
+        record |= {"environment": {"commit": "c0"}, "earlier_stages_sha256": {}}
+    records["prepare"]["environment"] = {"commit": commit}
+    records["ablate"]["earlier_stages_sha256"] = {"prepare": "p"}
     for stage, record in records.items():
         (folder / stage).mkdir(parents=True)
         (folder / stage / "done.json").write_text(json.dumps(record))
@@ -42,6 +46,15 @@ def test_means_and_steps(tmp_path):
     text = (tmp_path / "out" / "seeds.md").read_text()
     assert "| + context | 0.350 | 0.450 | 0.550 | 0.450 | 0.100 | 2 |" in text
     assert "| supervised | 0.600 | 0.600 | 0.600 | 0.600 | 0.000 | - |" in text
+    assert "commits" not in text
+
+
+def test_runs_of_other_code_are_named(tmp_path):
+    ious = (0.4, 0.2, 0.3, 0.4, 0.5, 0.45, 0.6)
+    runs = [make_run(tmp_path / f"{seed}", seed, ious, commit=f"c{seed}") for seed in range(3)]
+    compare_seeds(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "seeds.md").read_text()
+    assert "done at 3 commits, whose differences count as chance: c0, c1, c2." in text
 
 
 def test_runs_must_differ_in_the_seed_alone(tmp_path):

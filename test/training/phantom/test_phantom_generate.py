@@ -202,7 +202,7 @@ def test_complete_cases_are_kept_and_incomplete_ones_made_again(tmp_path: Path) 
 
 
 def test_a_directory_of_other_phantoms_is_refused(directory: Path) -> None:
-    with pytest.raises(InputError, match="holds phantoms made with"):
+    with pytest.raises(InputError, match=r"holds phantoms made otherwise \(seed: then \d, now 8\)"):
         write_phantoms(cases=3, seed=8, out=directory, options=PhantomOptions(coarseness=COARSE, validation=1, test=1))
 
 
@@ -234,6 +234,17 @@ def test_real_shapes_are_used_and_divided_among_the_splits(tmp_path: Path) -> No
         made_ml = np.count_nonzero(lobes.array == label) * lobes.geometry.voxel_ml
         real_ml = np.count_nonzero(source.array == label) * source.geometry.voxel_ml
         assert 0.5 < made_ml / real_ml < 1.6
+
+
+def test_other_shapes_would_mix_the_splits_and_are_refused(tmp_path: Path) -> None:
+    shapes = tmp_path / "shapes"
+    shapes.mkdir()
+    _write_shapes(shapes, 3)
+    options = PhantomOptions(coarseness=COARSE, lobe_shapes=shapes)
+    write_phantoms(cases=1, seed=2, out=tmp_path / "out", options=options)
+    _write_shapes(shapes, 4)
+    with pytest.raises(InputError, match=r"made otherwise \(lobe_shapes_sha256: then \w+, now \w+\)"):
+        write_phantoms(cases=2, seed=2, out=tmp_path / "out", options=options)
 
 
 def test_shapes_that_cannot_be_used_are_refused(tmp_path: Path) -> None:

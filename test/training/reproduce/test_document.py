@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from training.cases import read_cases
 from training.reproduce.document import goals, results_document
 
 ROWS = {
@@ -73,7 +74,10 @@ def test_the_document_takes_its_numbers_from_the_run(finished):
     assert (finished.folder("ablate") / "table_a.md").read_text().strip() in text
     assert "3 for train, 1 for validation, 1 for test" in text
     assert "](p/figure.png)" in text and "](p/slices.png)" in text
-    assert re.search(r"on \d+ cores, .+ at commit ", text)
-    minutes = finished.record("regress")["seconds"] / 60
-    assert f"| regress | {minutes:.1f} |" in text
+    assert re.search(r"on \d+ cores, .+ with version ", text)
+    record = finished.record("regress")
+    minutes, commit = record["seconds"] / 60, record["environment"]["commit"]
+    assert re.search(rf"\| regress \| {minutes:.1f} \| .+ \| {commit[:10]}", text)
+    healthy = sum(not any(case.scores.values()) for case in read_cases(finished.data) if case.split == "train")
+    assert f"; {healthy} of the training cases have score 0 in every lobe." in text
     assert "Real scans" not in text and "Lobes from" not in text
