@@ -197,7 +197,8 @@ def _is_metaimage(path: Path) -> bool:
 
 
 def _unreadable(path: Path) -> InputError:
-    return InputError(f"{path.name}: got a file that cannot be read as an image, expected a whole {path.suffix}")
+    expected = "a whole .mha" if _is_metaimage(path) else "a whole NIfTI file whose axes are at right angles"
+    return InputError(f"{path.name}: got a file that cannot be read as an image, expected {expected}")
 
 
 def _labels(path: Path, reader: sitk.ImageFileReader, highest: int) -> NDArray[np.uint8]:

@@ -27,6 +27,9 @@ MEASURES = (
     "hausdorff95_mm",
 )
 
+_ABSENT: dict[str, float | None] = dict.fromkeys(MEASURES) | {"absolute_volume_error_ml": 0.0}
+"""Of a subtype that neither mask has: an error of 0 as for all lesions, lest one false voxel improve the mean."""
+
 _LABELS = {name: label for label, name in SUBTYPES.items()}
 
 Measures = dict[str, dict[str, float | None]]
@@ -56,7 +59,7 @@ def scan_measures(
         overlaps[target] = overlap(reference_mask, predicted_mask)
         surface = surface_agreement(reference_mask, predicted_mask, spacing_zyx_mm=spacing_zyx_mm)
         is_counted = target == OVERALL or overlaps[target].union > 0
-        values = _values(overlaps[target], surface, voxel_ml=voxel_ml) if is_counted else dict.fromkeys(MEASURES)
+        values = _values(overlaps[target], surface, voxel_ml=voxel_ml) if is_counted else _ABSENT
         for measure, value in values.items():
             measures[measure][target] = value
     return measures, overlaps

@@ -26,7 +26,7 @@ _CONTAINER_LIMITS = (
 
 _TOO_LARGE = (
     "judging it takes more memory than there is, or kills its process; expected lesions, not voxels scattered over the "
-    "whole scan"
+    "whole scan; where the mask is an ordinary one, the organisers need a larger machine"
 )
 
 log = logging.getLogger(__name__)

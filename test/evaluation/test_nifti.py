@@ -93,3 +93,10 @@ def test_refuses_other_headers(tmp_path, name, code, offset, values, message) ->
     path = changed(write(tmp_path / name), code, offset, *values)
     with pytest.raises(InputError, match=f"{name}: {message}"):
         read_mask(path, highest_label=3)
+
+
+def test_a_sheared_grid_is_told(tmp_path) -> None:
+    path = changed(write(tmp_path / "m.nii"), "2h", 252, 0, 1)
+    changed(path, "12f", 280, 1, 0.3, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
+    with pytest.raises(InputError, match="m.nii: got .*, expected a whole NIfTI file whose axes are at right angles"):
+        read_mask(path, highest_label=3)
