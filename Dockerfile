@@ -13,12 +13,12 @@ RUN groupadd --system algorithm \
     && mkdir -p /input /output /opt/ml/model \
     && chown algorithm:algorithm /output
 
-# The tested versions, but the base image's own PyTorch: pip fails rather than replace it. The base marks its Python as
-# the distribution's, hence PIP_BREAK_SYSTEM_PACKAGES.
+# The tested versions, but the base image's own PyTorch and the setuptools that only PyTorch needs: pip fails rather than
+# replace it. The base marks its Python as the distribution's, hence PIP_BREAK_SYSTEM_PACKAGES.
 WORKDIR /opt/app
 COPY requirements.txt constraints.txt ./
 RUN python3 -c 'import torch; print(f"torch=={torch.__version__}")' >torch.txt \
-    && grep -v '^torch==' constraints.txt >others.txt \
+    && grep -vE '^(torch|setuptools)==' constraints.txt >others.txt \
     && PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore \
        python3 -m pip install --no-cache-dir -r requirements.txt -c others.txt -c torch.txt \
     && rm torch.txt others.txt

@@ -121,11 +121,12 @@ def segment_batch(
     engine: EngineOption = "auto",
 ) -> None:
     """Segment many scans, leaving out those that are done, and collect severity.csv."""
-    from algorithm.batch_cases import find_cases
+    from algorithm.batch_cases import find_cases, require_elsewhere
     from algorithm.segment_batch import segment_cases
 
     _stop_orderly_on_sigterm()
     with _reported_errors():
+        require_elsewhere(out, scans)
         cases = find_cases(scans, None if lobes == LUNGMASK else lobes)
         failures = segment_cases(_load(model, device, memory_gb, precision, engine, lobes), cases, out, draw=_draw)
         for name, reason in failures.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from algorithm.errors import InputError
 from algorithm.images import SUFFIXES
 from algorithm.sockets import CT, LOBES
 
-_DETACHED = ".mhd"  # its voxels lie in another file
+_HEADER_BYTES = 1 << 16
+_DETACHED = re.compile(rb"^(data ?file:|ElementDataFile\s*[=:]\s*(?!LOCAL|\s))", re.IGNORECASE | re.MULTILINE)
 _BAD_IN_NAMES = set('/\\:"')
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ def find_cases(scans: Path, lobes: Path | None) -> list[BatchCase]:
         lobes: folder with a lobe mask of the same name for each case; None for those of the table.
 
     Raises:
-        InputError: there are no scans, a scan or mask is missing, two have the same name, or one is an .mhd.
+        InputError: there are no scans, a scan or mask is missing, two have the same name, or one lies
+            in two files (.mhd, some .mha and .nrrd).
     """
     if scans.suffix.lower() == ".csv":
         if lobes is not None:
@@ -55,9 +58,20 @@ def find_cases(scans: Path, lobes: Path | None) -> list[BatchCase]:
     for case in cases:
         if not case.name.isprintable() or case.name.startswith(".") or not case.name or set(case.name) & _BAD_IN_NAMES:
             raise InputError(f'got the case name {case.name!r}, expected one without / \\ : " and no dot in front')
-        if case.ct.suffix.lower() == _DETACHED:
-            raise _without_voxels(case.ct)
+        for path in (case.ct, case.lobes):
+            if path is not None and _is_detached(path):
+                raise _without_voxels(path)
     return sorted(cases, key=lambda case: case.name)
+
+
+def require_elsewhere(out: Path, scans: Path) -> None:
+    """Check that results will not lie among the scans, where the next run would take them for a case.
+
+    Raises:
+        InputError: they would.
+    """
+    if scans.is_dir() and out.resolve().is_relative_to(scans.resolve()):
+        raise InputError(f"{out}: got a folder for results in that of the scans, {scans}; expected one elsewhere")
 
 
 def sha256(path: Path) -> str:
@@ -73,6 +87,14 @@ def sha256(path: Path) -> str:
 
 def _files_in(folder: Path) -> list[Path]:
     return [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+
+
+def _is_detached(path: Path) -> bool:
+    """Whether a file is but a header, whose voxels could change without it."""
+    if path.suffix.lower() not in (".mha", ".nrrd") or not path.is_file():
+        return path.suffix.lower() == ".mhd"
+    with path.open("rb") as file:
+        return _DETACHED.search(file.read(_HEADER_BYTES)) is not None
 
 
 def _without_voxels(header: Path) -> InputError:
@@ -104,8 +126,6 @@ def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
-        if suffix == _DETACHED:
-            raise _without_voxels(path)
         is_series = folders and path.is_dir() and bool(_files_in(path))
         if folders and path.is_dir() and not is_series and any(file.is_file() for file in path.rglob("*")):
             raise InputError(

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from batch.cases import find_cases, shortened
+from batch.cases import find_cases, require_elsewhere, shortened
 from batch.cohort import PICTURE_FILE, TABLE_FILE, collect
 from batch.errors import InputError, PlatformError, TokenRefusedError, without_queries
 from batch.manifest import HERE, Manifest, only_process
@@ -66,6 +66,8 @@ def run(
             raise InputError(
                 "got --lobes with --archive, whose lobes are on the platform; expected --scans, or no --lobes"
             )
+        if scans:
+            require_elsewhere(out, scans)
         manifest = Manifest.load_or_new(out, platform=platform, algorithm=algorithm)
         if dry_run:
             if scans is None:

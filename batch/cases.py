@@ -74,6 +74,16 @@ def find_cases(scans: Path, lobes: Path | None) -> list[Case]:
     return sorted(cases, key=lambda case: case.name)
 
 
+def require_elsewhere(out: Path, scans: Path) -> None:
+    """Check that results will not lie among the scans, where the next run would take them for a case.
+
+    Raises:
+        InputError: they would.
+    """
+    if scans.is_dir() and out.resolve().is_relative_to(scans.resolve()):
+        raise InputError(f"{out}: got a folder for results in that of the scans, {scans}; expected one elsewhere")
+
+
 def require_usable_name(name: str) -> None:
     """Check that a case's name can name a folder and a file.
 

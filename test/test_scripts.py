@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import tarfile
 from pathlib import Path
@@ -12,8 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
+BASE_PYTORCH = "2.12.0"
+BASE_PYTORCH_REQUIRES = (  # of its METADATA, what is not for CUDA
+    "filelock",
+    "fsspec>=0.8.5",
+    "jinja2",
+    "networkx>=2.5.1",
+    "setuptools<82",
+    "sympy>=1.13.3",
+    "typing-extensions>=4.10.0",
+)
 SPACING, ORIGIN, DIRECTION = (0.7, 0.7, 1.3), (-100.1, 3.3, 12.0), (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -43,6 +56,21 @@ def test_scripts_explain_themselves(script: str) -> None:
     assert result.returncode == 0
     assert result.stdout.startswith(f"usage: ./{script}")
     assert run_script(script, "--no-such-option").returncode == 2
+
+
+def test_the_constraints_allow_what_the_base_images_pytorch_requires() -> None:
+    """An image of the base's name may hold another PyTorch where the tests run: its build shows no such conflict."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert f" pytorch/pytorch:{BASE_PYTORCH}-" in dockerfile
+    chosen = re.search(r"(grep .* constraints\.txt) >others\.txt", dockerfile)
+    assert chosen
+    lines = subprocess.run(shlex.split(chosen[1]), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    pins = [Requirement(line) for line in lines.splitlines() if not line.startswith("#")]
+    assert len(pins) > 50 and "torch" not in {pin.name for pin in pins}
+    for needed in map(Requirement, BASE_PYTORCH_REQUIRES):
+        for pin in (pin for pin in pins if pin.name == needed.name):
+            (version,) = pin.specifier
+            assert needed.specifier.contains(version.version), f"{pin}, but PyTorch {BASE_PYTORCH} requires {needed}"
 
 
 @pytest.mark.parametrize("script", ["build.sh", "export.sh"])

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from algorithm import __main__ as main
-from algorithm.batch_cases import find_cases, sha256
+from algorithm.batch_cases import find_cases, require_elsewhere, sha256
 from algorithm.errors import InputError
 from algorithm.images import read_labels
 from algorithm.report import ModelIdentity
@@ -130,6 +130,32 @@ def test_headers_without_voxels_are_refused_and_folders_without_files_left_alone
     save(ct, "scans/d.mhd")
     with pytest.raises(InputError, match=r"d\.mhd: got a header without its voxels, .*; save it as \.mha"):
         find_cases(scans, None)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "end", "detached"),
+    [
+        (".nrrd", b"\n\n", b"\ndata file: d.raw\n\n"),
+        (".mha", b"ElementDataFile = LOCAL\n", b"ElementDataFile = d.raw\n"),
+    ],
+)
+def test_other_headers_without_voxels_are_refused(scans, ct, save, suffix, end, detached) -> None:
+    save(ct, f"scans/d{suffix}")
+    assert [case.name for case in find_cases(scans, None)] == [*NAMES, "d"]
+    header, found, voxels = (scans / f"d{suffix}").read_bytes().partition(end)
+    assert found
+    (scans / "d.raw").write_bytes(voxels)
+    (scans / f"d{suffix}").write_bytes(header + detached)
+    with pytest.raises(InputError, match=rf"d\{suffix}: got a header without its voxels, .*; save it as \.mha"):
+        find_cases(scans, None)
+
+
+def test_results_among_the_scans_would_become_cases_and_are_refused(scans, tmp_path) -> None:
+    for out in (scans, scans / "out", scans / "a" / ".." / "out"):
+        with pytest.raises(InputError, match=r"got a folder for results in that of the scans, .*; expected one else"):
+            require_elsewhere(out, scans)
+    require_elsewhere(tmp_path / "scans2", scans)
+    require_elsewhere(tmp_path / "out", tmp_path / "cases.csv")
 
 
 def test_a_series_in_a_folder_of_its_own_is_refused(scans) -> None:

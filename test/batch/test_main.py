@@ -134,6 +134,14 @@ def test_dry_run_connects_to_nothing_and_writes_nothing(command, write_cases, ac
     assert account.requests == [] and not (tmp_path / "out").exists()
 
 
+def test_results_among_the_scans_are_refused(command, write_cases, account, inputs) -> None:
+    write_cases(["a"])
+    outcome = command("run", "--out", inputs["scans"] / "out")
+    assert (outcome.exit_code, account.requests) == (1, [])
+    assert "scans/out: got a folder for results in that of the scans" in outcome.stderr
+    assert not (inputs["scans"] / "out").exists()
+
+
 def test_dry_run_shows_only_what_this_call_would_send(command, write_cases, account, inputs, tmp_path) -> None:
     write_cases(["a", "b"])
     account.interfaces = [("ct-image", "pulmonary-lobes")]
