@@ -27,6 +27,9 @@ def column(reference: int, prediction: int, target: str) -> list[float | None]:
     return [measures[measure][target] for measure in MEASURES]
 
 
+ABSENT = [None, None, None, None, 0.0, None, None]
+
+
 # The rows of MEASURES: IoU, Dice, sensitivity, precision, volume error, surface Dice, Hausdorff distance.
 @pytest.mark.parametrize(
     ("reference", "prediction", "expected"),
@@ -44,7 +47,7 @@ def test_empty_masks_overall(reference, prediction, expected) -> None:
 @pytest.mark.parametrize(
     ("reference", "prediction", "expected"),
     [
-        (0, 0, [None] * 7),
+        (0, 0, ABSENT),
         (5, 0, [0.0, 0.0, 0.0, None, 0.005, 0.0, None]),
         (0, 7, [0.0, 0.0, None, 0.0, 0.007, 0.0, None]),
     ],
@@ -52,7 +55,7 @@ def test_empty_masks_overall(reference, prediction, expected) -> None:
 )
 def test_empty_masks_of_a_subtype(reference, prediction, expected) -> None:
     assert column(reference, prediction, "consolidation") == [pytest.approx(value) for value in expected]
-    assert column(reference, prediction, "mixed") == [None] * 7
+    assert column(reference, prediction, "mixed") == ABSENT
 
 
 def test_by_hand() -> None:
