@@ -91,8 +91,11 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _is_detached(path: Path) -> bool:
     """Whether a file is but a header, whose voxels could change without it."""
-    if path.suffix.lower() not in (".mha", ".nrrd") or not path.is_file():
-        return path.suffix.lower() == ".mhd"
+    suffix = path.suffix.lower()
+    if suffix == ".mhd":
+        return True
+    if suffix not in (".mha", ".nrrd") or not path.is_file():
+        return False
     with path.open("rb") as file:
         return _DETACHED.search(file.read(_HEADER_BYTES)) is not None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +234,25 @@ def _is_full(error: BaseException | None) -> bool:
 
 def _missing(path: Path) -> InputError:
     return InputError(f"{path}: no such file; delete the done.json of its stage, then run that stage again")
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str:
+    """Digest of the names and contents of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def changes(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two records, leaf by leaf: ``name.key: then VALUE, now VALUE``."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = {**before, **now}
+        return [
+            line for key in keys for line in changes(before.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
+        ]
+    return [] if before == now else [f"{name}: then {before}, now {now}"]
 
 
 def files_of(image: Path) -> list[Path]:

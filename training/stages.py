@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -23,7 +22,7 @@ from algorithm import __version__
 from algorithm.errors import InputError
 from algorithm.model import sha256
 from training.cases import TABLE
-from training.files import explained_when_full, read_json, remove_stale, write_json
+from training.files import changes, explained_when_full, read_json, remove_stale, sha256_of_files, write_json
 from training.parallel import Workers, console, end_workers
 from training.settings import Settings, TrainingConfig
 from training.stopwatch import all_starts
@@ -239,12 +238,8 @@ def _basis(run: Run, stage: Stage) -> dict[str, Any]:
 
 def _sha256_of_files(folder: Path) -> str:
     """Digest of the files directly in a stage's folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (BASIS, RECORD, SECONDS):
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    files = (path for path in sorted(folder.iterdir()) if path.is_file())
+    return sha256_of_files(path for path in files if path.name not in (BASIS, RECORD, SECONDS))
 
 
 def is_done(folder: Path, basis: dict[str, Any]) -> bool:
@@ -255,20 +250,12 @@ def is_done(folder: Path, basis: dict[str, Any]) -> bool:
         if different == [_USED]:
             return False
         if different:
-            changes = _changes(begun.get("settings"), basis.get("settings"), "settings")
+            changed = changes(begun.get("settings"), basis.get("settings"), "settings")
             raise InputError(
                 f"{folder}: begun with other {' and '.join(different)}; use the same ones, another run directory, "
-                "or delete this folder to start the stage again" + (f" ({'; '.join(changes)})" if changes else "")
+                "or delete this folder to start the stage again" + (f" ({'; '.join(changed)})" if changed else "")
             )
     return (folder / RECORD).is_file()
-
-
-def _changes(before: Any, now: Any, name: str) -> list[str]:
-    """What differs between two trees of settings, leaf by leaf."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = {**before, **now}
-        return [line for key in keys for line in _changes(before.get(key), now.get(key), f"{name}.{key}")]
-    return [] if before == now else [f"{name}: then {before}, now {now}"]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from algorithm.lobes import LOBES
+from algorithm.report import or_dash
 from evaluation.agreement import (
     CATEGORIES,
     linear_weighted_kappa,
@@ -94,14 +95,14 @@ def markdown_b(table: Sequence[Entry], *, m: int) -> str:
     lines = [
         [
             entry["row"],
-            _text(entry["mean_iou"]),
-            _text(entry["median_iou"]),
-            _text(entry["pooled_iou"]),
+            or_dash(entry["mean_iou"], ".3f"),
+            or_dash(entry["median_iou"], ".3f"),
+            or_dash(entry["pooled_iou"], ".3f"),
             str(entry["empty_predictions"]),
             *_kappa_texts(entry),
-            _text(entry["median_difference"], "+.3f"),
-            _text(entry["p"], ".2g"),
-            _text(entry["p_bonferroni"], ".2g"),
+            or_dash(entry["median_difference"], "+.3f"),
+            or_dash(entry["p"], ".2g"),
+            or_dash(entry["p_bonferroni"], ".2g"),
         ]
         for entry in table
     ]
@@ -120,14 +121,15 @@ def markdown_a(table: Sequence[Entry]) -> str:
     lines = [
         [
             entry["row"],
-            *(f"{_text(entry[f'{key}_iou'])} (n = {entry[f'{key}_scans']})" for key in IOU_COLUMNS),
+            *(f"{or_dash(entry[f'{key}_iou'], '.3f')} (n = {entry[f'{key}_scans']})" for key in IOU_COLUMNS),
             *_kappa_texts(entry),
         ]
         for entry in table
     ]
     header = ["method", *(key.replace("_", "-") for key in IOU_COLUMNS), *KAPPA_HEADER]
     baseline = table[0]
-    tests = ", ".join(f"{key.replace('_', '-')} {_text(baseline[f'{key}_p_bonferroni'], '.2g')}" for key in IOU_COLUMNS)
+    p_values = {key.replace("_", "-"): or_dash(baseline[f"{key}_p_bonferroni"], ".2g") for key in IOU_COLUMNS}
+    tests = ", ".join(f"{name} {p}" for name, p in p_values.items())
     note = (
         "Mean IoU over the n scans in which the reference or the method holds the subtype. "
         f"{baseline['row']} against {ROWS_A[CONTEXT]}, two-sided Wilcoxon signed-rank test, p times m = "
@@ -203,14 +205,10 @@ def _kappa_texts(entry: Entry) -> list[str]:
         "-" if entry[f"{name}_low"] is None else f"({entry[f'{name}_low']:.3f}, {entry[f'{name}_high']:.3f})"
         for name in ("kappa", "kappa_scans")
     )
-    first, *others = (_text(entry[name]) for name in LOWEST_BORDERS_PERCENT)
+    first, *others = (or_dash(entry[name], ".3f") for name in LOWEST_BORDERS_PERCENT)
     return [
         first if over_lobes == "-" else f"{first} {over_lobes}",
         over_scans,
         *others,
         entry["agreement"] or "-",
     ]
-
-
-def _text(value: float | None, form: str = ".3f") -> str:
-    return "-" if value is None else format(value, form)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import shutil
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import joblib
@@ -16,7 +16,16 @@ from rich.progress import track
 from algorithm.errors import InputError
 from algorithm.lobes import LOBES
 from training.cases import COLUMNS, TABLE
-from training.files import read_json, remove_stale, whole_folder, write_image, write_json, write_text
+from training.files import (
+    changes,
+    read_json,
+    remove_stale,
+    sha256_of_files,
+    whole_folder,
+    write_image,
+    write_json,
+    write_text,
+)
 from training.phantom.chest import Phantom, PhantomOptions, make_phantom
 from training.phantom.reader import reader_scores
 from training.phantom.shapes import read_lobe_shape
@@ -87,7 +96,7 @@ def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions)
             f"test, {options.healthy} healthy): ask for more cases or hold out fewer"
         )
     shapes = shapes_by_split(options.lobe_shapes, seed) if options.lobe_shapes is not None else None
-    _claim(out, seed, options)
+    _claim(out, seed, options, shapes)
     remove_stale(out / "images")
     jobs = (
         joblib.delayed(_write_case)(
@@ -104,28 +113,17 @@ def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions)
     write_text(out / TABLE, text.getvalue())
 
 
-def _claim(out: Path, seed: int, options: PhantomOptions) -> None:
+def _claim(out: Path, seed: int, options: PhantomOptions, shapes: dict[str, list[Path]] | None) -> None:
     """Refuse a directory that holds phantoms of another seed, other options or shapes, which would mix the splits."""
     mine = {"seed": seed, **options.model_dump(mode="json", exclude={"workers"})}
-    if options.lobe_shapes is not None:
-        mine["lobe_shapes_sha256"] = _sha256_of_shapes(options.lobe_shapes)
+    if shapes is not None:
+        mine["lobe_shapes_sha256"] = sha256_of_files(sorted(chain(*shapes.values())))
     note = out / OPTIONS
     out.mkdir(parents=True, exist_ok=True)
     if note.exists():
-        theirs = read_json(note)
-        keys = sorted(key for key in theirs | mine if theirs.get(key) != mine.get(key))
-        if keys:
-            changes = "; ".join(f"{key}: then {theirs.get(key)}, now {mine.get(key)}" for key in keys)
-            raise InputError(f"{out} holds phantoms made otherwise ({changes}): choose an empty directory")
+        if changed := changes(read_json(note), mine):
+            raise InputError(f"{out} holds phantoms made otherwise ({'; '.join(changed)}): choose an empty directory")
     write_json(note, mine)
-
-
-def _sha256_of_shapes(directory: Path) -> str:
-    """Digest of the names and contents of the shapes in a directory."""
-    digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.nii.gz")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _write_case(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from algorithm.report import or_dash
 from training.ablate.rows import CAM_RAW, CAM_REFINED, CONTEXT, SUPERVISED, THRESHOLD
 from training.ablate.tables import ROWS_A, markdown
-from training.cases import Split, of_split, read_cases
+from training.cases import of_split, read_cases
 from training.files import read_json
 from training.phantom.generate import OPTIONS
 from training.run import STAGES
@@ -85,7 +86,7 @@ def _steps(names: list[str]) -> list[tuple[str, str]]:
 def _order(*named: tuple[str, float | None]) -> list[str]:
     """Of two values that should rise: their names, the values, and whether they do."""
     (before, low), (after, high) = named
-    values = ", ".join("-" if value is None else f"{value:.3f}" for value in (low, high))
+    values = ", ".join(or_dash(value, ".3f") for value in (low, high))
     return [f"{before} < {after}", values, "", _word(low is not None and high is not None and low < high)]
 
 
@@ -114,9 +115,9 @@ def _environment(environment: Mapping[str, str]) -> str:
 
 def _data(run: Run) -> str:
     options = read_json(run.data / OPTIONS)
-    cases = read_cases(run.data)
-    counts = ", ".join(f"{len(of_split(cases, split))} for {split}" for split in get_args(Split))
-    healthy = sum(case.is_healthy for case in of_split(cases, "train"))
+    cases = read_json(run.folder("export") / "model" / "model.json")["training"]["cases"]
+    counts = ", ".join(f"{number} for {split}" for split, number in cases.items())
+    healthy = sum(case.is_healthy for case in of_split(read_cases(run.data), "train"))
     return (
         f"Digital chest phantoms on real lobe shapes, none of which is in two splits: {counts}. Seed "
         f"{options['seed']}, voxel size factor {options['coarseness']:g}; {healthy} of the training cases "
