@@ -100,7 +100,7 @@ class UNet3D(nn.Module):
             x = functional.max_pool3d(x, 2)
         x = self.bottom(x)
         for block, skip in zip(self.up, reversed(features), strict=True):
-            x = functional.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
+            x = _doubled(x)
             x = block(torch.cat([centre_crop(skip, tuple(x.shape[2:])), x], dim=1))
         return self.last(x), features
 
@@ -123,9 +123,16 @@ def require_legal_size(size: tuple[int, ...], padding: Padding) -> None:
 
 def centre_crop(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """The central voxels of the last three axes."""
-    for axis, target in zip((2, 3, 4), size, strict=True):
-        x = x.narrow(axis, (x.shape[axis] - target) // 2, target)
-    return x
+    cuts = [n - target for n, target in zip(x.shape[2:], size, strict=True)]
+    if not any(cuts):
+        return x
+    return functional.pad(x, [-part for cut in reversed(cuts) for part in (cut // 2, cut - cut // 2)])
+
+
+def _doubled(x: Tensor) -> Tensor:
+    """Twice as many voxels per side, in the precision of ``x``: autocast would go on in float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return functional.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
 
 
 class _InstanceNorm(nn.InstanceNorm3d):

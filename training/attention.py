@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 SUBSPACE = 8  # channels in which voxels are compared
@@ -79,14 +81,41 @@ def _affinity(theta: Tensor, phi: Tensor, inside: Tensor) -> Tensor:
 
     Voxels without any neighbour in the lobe, themselves outside of it, get equal weights, which `forward` ignores.
     """
-    scores = torch.cat([(theta * phi_j).sum(dim=1, keepdim=True) for phi_j in _neighbours(phi)], dim=1)
+    scores: Tensor = _Similarity.apply(theta, phi)  # type: ignore[no-untyped-call]
     allowed = torch.cat(tuple(_neighbours(inside)), dim=1)
     return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(dim=1)
 
 
+class _Similarity(torch.autograd.Function):
+    """theta_i . phi_j for each neighbour j, (B, 19, D, H, W), of theta and phi (B, 8, D, H, W).
+
+    Autograd alone would make a map of zeros, thrice, for the gradient of each neighbour's view.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, phi: Tensor) -> Tensor:
+        ctx.save_for_backward(theta, phi)
+        return torch.cat([(theta * phi_j).sum(dim=1, keepdim=True) for phi_j in _neighbours(phi)], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        theta, phi = ctx.saved_tensors
+        of_theta, of_phi = torch.zeros_like(theta), functional.pad(torch.zeros_like(phi), (1,) * 6)
+        views = _views(of_phi, tuple(phi.shape[2:]))
+        for part, phi_j, of_phi_j in zip(torch.split(gradient, 1, dim=1), _neighbours(phi), views, strict=True):
+            of_theta.addcmul_(part, phi_j)
+            of_phi_j.addcmul_(part, theta)
+        return of_theta, of_phi[:, :, 1:-1, 1:-1, 1:-1]
+
+
 def _neighbours(values: Tensor) -> Iterator[Tensor]:
     """For each offset of `NEIGHBOURHOOD` a view of the values at that neighbour; zero beyond the grid."""
-    depth, height, width = values.shape[2:]
-    padded = functional.pad(values, (1,) * 6)
+    return _views(functional.pad(values, (1,) * 6), tuple(values.shape[2:]))
+
+
+def _views(padded: Tensor, size: tuple[int, ...]) -> Iterator[Tensor]:
+    """The views of a map that reaches one voxel beyond a grid of some size, one for each neighbour."""
+    depth, height, width = size
     for z, y, x in NEIGHBOURHOOD:
         yield padded[:, :, 1 + z : 1 + z + depth, 1 + y : 1 + y + height, 1 + x : 1 + x + width]

@@ -52,17 +52,18 @@ class DramNetwork(nn.Module):
         """
         self.unet.set_prior([probability])
 
-    def forward(self, image: Tensor, mask: Tensor) -> Drams:
+    def forward(self, image: Tensor, mask: Tensor, *, refined: bool = True) -> Drams:
         """Raw and refined dRAM.
 
         Args:
             image: lobe chunks (B, 1, D, H, W), zero outside the lobe; sizes are multiples of 8.
             mask: the same shape, more than 0 inside the lobe.
+            refined: whether the attention is asked for; without it both are the raw one.
 
         Raises:
             ValueError: a size is not a multiple of 8.
         """
         raw, features = self.unet.forward_with_features(image)
-        if self.attention is None:
+        if self.attention is None or not refined:
             return Drams(raw, raw)
         return Drams(raw, self.attention((image, *features[:2]), raw, mask))

@@ -195,7 +195,7 @@ def _equivariance(
     )
     mask = transform.apply(batch.mask, nearest=True)
     image = (transform.apply(batch.image, nearest=False) * mask).contiguous(memory_format=torch.channels_last_3d)
-    of_transformed: Drams = model(image, mask)
+    of_transformed: Drams = model(image, mask, refined=False)
     share = transform.apply(batch.mask, nearest=False).clamp(min=SMALLEST_SHARE)  # of a voxel inside the lobe
     transformed = transform.apply(dram * batch.mask, nearest=False) / share
     return equivariance_loss(of_transformed.raw.float().sigmoid(), transformed, mask).mean()
