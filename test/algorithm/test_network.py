@@ -33,6 +33,16 @@ def test_features_are_those_before_pooling():
     assert [tuple(f.shape[1:3]) for f in features] == [(4, 16), (8, 8), (16, 4)]
 
 
+@pytest.mark.parametrize("padding, size", [("same", 16), ("valid", 92)])
+def test_mixed_precision_stays_mixed_on_the_way_up(padding, size):
+    network, inputs = UNet3D(out_channels=1, width=1, padding=padding).eval(), []
+    for block in network.up:
+        block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(torch.zeros(1, 1, size, size, size))
+    assert inputs == [torch.bfloat16] * 3
+
+
 def test_prior_is_what_an_uninformed_network_says():
     network = UNet3D(out_channels=1, width=1)
     network.set_prior([0.1])

@@ -35,6 +35,15 @@ def test_without_attention_the_refined_map_is_the_raw_one():
     assert drams.raw.shape == (2, 1, 16, 16, 16)
 
 
+def test_attention_is_left_out_where_it_is_not_asked_for():
+    torch.manual_seed(0)
+    network, (image, mask) = DramNetwork(width=1, attention=True).eval(), lobes(16, 16, 16)
+    torch.nn.init.normal_(network.attention.r.weight)
+    drams = network(image, mask, refined=False)
+    assert drams.refined is drams.raw
+    assert torch.equal(drams.raw, network(image, mask).raw)
+
+
 def test_attention_changes_lobe_voxels_only_and_nothing_at_first():
     torch.manual_seed(0)
     network, (image, mask) = DramNetwork(width=1, attention=True), lobes(16, 24, 16)
