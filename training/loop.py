@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h, and its defaults
+_TRIM_THRESHOLD, _MMAP_MAX = 128 * 1024, 65536
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
@@ -71,22 +72,29 @@ def make_fabric(run: Run, precision: str) -> Fabric:
         options |= {"strategy": "ddp", "num_nodes": processes() // here}
     fabric = Fabric(**options)
     fabric.launch()
-    if fabric.device.type == "cpu":
-        keep_freed_memory()
     fabric.seed_everything(run.config.seed, verbose=False)
     return fabric
 
 
-def keep_freed_memory() -> None:
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
     """Let the C library keep what this process frees, where it is glibc.
 
     It gives large tensors back to the system at once, and to get the same pages anew, cleared, for the next step takes
-    a third of a step's time.
+    a third of a step's time. Where tensors differ in size, gaps would pile up: so for a training's steps alone.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)  # never
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is None or not hasattr(library, "mallopt"):
+        yield
+        return
+    library.mallopt(_M_MMAP_MAX, 0)
+    library.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+    try:
+        yield
+    finally:
+        library.mallopt(_M_MMAP_MAX, _MMAP_MAX)
+        library.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+        library.malloc_trim(0)
 
 
 def train(
@@ -135,6 +143,7 @@ def train(
     with (
         Logbook(folder, done=done, is_writer=fabric.is_global_zero) as logbook,
         _progress(folder.name, done, settings.steps, visible=fabric.is_global_zero) as advance,
+        freed_memory_kept() if fabric.device.type == "cpu" else nullcontext(),
     ):
         for step, data in zip(steps, _loader(fabric, batches, steps, readers), strict=True):
             statistics.before_step(step)

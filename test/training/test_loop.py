@@ -218,19 +218,23 @@ def test_a_gpu_that_is_not_there_is_refused(phantoms, tiny_config, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory")
-def test_freed_memory_is_kept_for_the_next_tensor():
-    """Pages that the process must ask for while it makes and frees a tensor of 100 MB, 20 times."""
+def test_freed_memory_is_kept_for_the_next_tensor_and_given_back_at_the_end():
+    """Pages that the process must ask for while it makes and frees a tensor of 100 MB, 20 times; then what it holds."""
     code = (
-        "import resource, sys, torch; from training.loop import keep_freed_memory\n"
-        "if sys.argv[1] == 'kept': keep_freed_memory()\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(20): torch.ones(25_000_000)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+        "import os, resource, torch; from training.loop import freed_memory_kept\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(20): torch.ones(25_000_000)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "def held(): return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')\n"
+        "before, plain = held(), faults()\n"
+        "with freed_memory_kept(): kept = faults()\n"
+        "print(plain, kept, faults(), held() - before)"
     )
-    plain, kept = (
-        int(subprocess.check_output([sys.executable, "-c", code, how], env=ENVIRONMENT)) for how in ("plain", "kept")
-    )
-    assert kept < plain / 5
+    output = subprocess.check_output([sys.executable, "-c", code], env=ENVIRONMENT)
+    plain, kept, after, held = map(int, output.split())
+    assert kept < plain / 5 < after
+    assert held < 50e6
 
 
 def test_learning_rate_falls_along_a_cosine_or_stays():
