@@ -182,8 +182,9 @@ def test_rare_scores_are_weighted_or_drawn_more_often_but_never_both(ready, tmp_
 class Placed(torch.nn.Module):
     """A network whose logits depend on the place, so that it is not equivariant, and whose refined ones are others."""
 
-    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> Drams:
-        return Drams(10 * image - 5 + torch.linspace(-1, 1, image.shape[2])[:, None, None], 3 - 8 * image)
+    def forward(self, image: torch.Tensor, mask: torch.Tensor, *, refined: bool = True) -> Drams:
+        raw = 10 * image - 5 + torch.linspace(-1, 1, image.shape[2])[:, None, None]
+        return Drams(raw, 3 - 8 * image if refined else raw)
 
 
 def probability(logits: np.ndarray) -> np.ndarray:
