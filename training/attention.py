@@ -102,8 +102,8 @@ class _Similarity(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         theta, phi = ctx.saved_tensors
         of_theta, of_phi = torch.zeros_like(theta), functional.pad(torch.zeros_like(phi), (1,) * 6)
-        views = _views(of_phi, tuple(phi.shape[2:]))
-        for part, phi_j, of_phi_j in zip(torch.split(gradient, 1, dim=1), _neighbours(phi), views, strict=True):
+        parts = torch.split(gradient, 1, dim=1)
+        for part, phi_j, of_phi_j in zip(parts, _neighbours(phi), _views(of_phi), strict=True):
             of_theta.addcmul_(part, phi_j)
             of_phi_j.addcmul_(part, theta)
         return of_theta, of_phi[:, :, 1:-1, 1:-1, 1:-1]
@@ -111,11 +111,11 @@ class _Similarity(torch.autograd.Function):
 
 def _neighbours(values: Tensor) -> Iterator[Tensor]:
     """For each offset of `NEIGHBOURHOOD` a view of the values at that neighbour; zero beyond the grid."""
-    return _views(functional.pad(values, (1,) * 6), tuple(values.shape[2:]))
+    return _views(functional.pad(values, (1,) * 6))
 
 
-def _views(padded: Tensor, size: tuple[int, ...]) -> Iterator[Tensor]:
-    """The views of a map that reaches one voxel beyond a grid of some size, one for each neighbour."""
-    depth, height, width = size
+def _views(padded: Tensor) -> Iterator[Tensor]:
+    """The views of a map that reaches one voxel beyond its grid, one for each neighbour."""
+    depth, height, width = (n - 2 for n in padded.shape[2:])
     for z, y, x in NEIGHBOURHOOD:
         yield padded[:, :, 1 + z : 1 + z + depth, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
