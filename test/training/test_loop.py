@@ -219,24 +219,25 @@ def test_a_gpu_that_is_not_there_is_refused(phantoms, tiny_config, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory")
 def test_freed_memory_is_kept_for_the_next_tensor_and_given_back_at_the_end():
-    """Pages that the process must ask for while it makes and frees a tensor, 20 times, and what it holds.
+    """Pages that the process must ask for while it makes and frees tensors, and what it holds.
 
-    The last tensors are larger, as the room of the others may be used again after its pages have been given back.
+    The last tensors are larger, as the room of the earlier ones may be used again after its pages have been given back.
     """
     code = (
         "import os, resource, torch; from training.loop import freed_memory_kept\n"
-        "def faults(size):\n"
+        "def faults(size, times):\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    for _ in range(20): torch.ones(size)\n"
+        "    for _ in range(times): torch.ones(size)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "def held(): return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')\n"
-        "before, plain = held(), faults(25_000_000)\n"
-        "with freed_memory_kept(): kept = faults(25_000_000)\n"
-        "print(plain, kept, held() - before, faults(50_000_000))"
+        "before, plain = held(), faults(25_000_000, 20)\n"
+        "with freed_memory_kept(): kept = faults(25_000_000, 20)\n"
+        "print(plain, kept, held() - before, faults(250_000_000, 2))"
     )
     output = subprocess.check_output([sys.executable, "-c", code], env=ENVIRONMENT)
     plain, kept, held, after = map(int, output.split())
-    assert kept < plain / 2 < after
+    assert kept < plain / 2
+    assert after > plain * 0.75
     assert held < 50e6
 
 
