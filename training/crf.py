@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -58,6 +59,18 @@ def dense_crf(probability: Tensor, image: Tensor, mask: Tensor, settings: CrfSet
     with torch.autocast(device, enabled=False):  # half precision is too coarse for sums over a chunk
         parts = [infer(p.clamp(0, 1), GREY_LEVELS * f.clamp(0, 1), (m > 0).float(), settings) for p, f, m in batches]
     return torch.cat(parts)[:, None]
+
+
+def require_engine(settings: CrfSettings) -> None:
+    """Check that the engine is there.
+
+    Raises:
+        InputError: pydensecrf2 is asked for and not installed.
+    """
+    if settings.engine == "pydensecrf2" and find_spec("pydensecrf") is None:
+        raise InputError(
+            "dense CRF: the engine pydensecrf2 is not installed; run `pip install pydensecrf2`, or set engine to torch"
+        )
 
 
 def _check(probability: Tensor, image: Tensor, mask: Tensor) -> None:
@@ -148,12 +161,9 @@ def _pydensecrf2(probability: Tensor, grey: Tensor, mask: Tensor, settings: CrfS
 def _pydensecrf2_chunk(
     probability: NDArray[np.float32], grey: NDArray[np.float32], mask: NDArray[np.bool_], settings: CrfSettings
 ) -> Tensor:
-    try:
-        from pydensecrf import densecrf, utils
-    except ImportError as error:
-        raise InputError(
-            "dense CRF: the engine pydensecrf2 is not installed; run `pip install pydensecrf2`, or set engine to torch"
-        ) from error
+    require_engine(settings)
+    from pydensecrf import densecrf, utils
+
     inside, result = mask.ravel(), np.zeros(grey.shape, dtype=np.float32)
     if not inside.any():
         return torch.from_numpy(result)

@@ -5,6 +5,7 @@ python -m training export --data DATA --run-dir RUN
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,8 @@ def export(run: Run, folder: Path) -> dict[str, Any]:
         InputError: the model whose lobe network is to be taken over cannot be used, or has none.
     """
     directory = folder / "model"
-    directory.mkdir(exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)  # an earlier model may have had a lobe network
+    directory.mkdir()
     files = {
         LESION_WEIGHTS: to_safetensors(_contiguous(trained_network(run))),
         SUBTYPE_TABLE: (run.folder("subtypes") / SUBTYPE_TABLE).read_bytes(),
@@ -87,7 +89,7 @@ def _lobes_of_run(run: Run) -> LobePart | None:
     about = {name: record[name] for name in ("seed", "data_sha256", "results", "environment")}
     about["settings"] = settings.model_dump(mode="json", exclude=PLACES["lobes"])
     weights = to_safetensors(_contiguous(trained_lobes(settings, run.folder(LOBE_STAGE))))
-    return LobePart(weights, lobe_description(settings), {"data": settings.data, **about})
+    return LobePart(weights, lobe_description(settings), {"data": run.config.export.lobe_data, **about})
 
 
 def lobes_of_model(directory: Path | None) -> LobePart | None:

@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise _missing(path) from error
+        raise missing(path) from error
     except ValueError as error:
         raise InputError(f"{path}: damaged, no JSON ({error}); {_CURE}") from error
     return content
@@ -194,7 +194,7 @@ def load_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r") if mapped else _read_array(path)
     except FileNotFoundError as error:
-        raise _missing(path) from error
+        raise missing(path) from error
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: damaged cache file ({error}); {_CURE}") from error
     return array
@@ -232,7 +232,8 @@ def _is_full(error: BaseException | None) -> bool:
     return (isinstance(error, OSError) and error.errno in _FULL) or _is_full(error.__cause__ or error.__context__)
 
 
-def _missing(path: Path) -> InputError:
+def missing(path: Path) -> InputError:
+    """The error that a file of a finished stage is not there."""
     return InputError(f"{path}: no such file; delete the done.json of its stage, then run that stage again")
 
 

@@ -55,7 +55,7 @@ def cache_scan(case: Case, folder: Path, settings: LobeSettings) -> None:
         InputError: an image cannot be used, or the resampled lobes are empty.
     """
     target, source = folder / case.name, {"sha256": sha256_of_images(case)}
-    if is_made_of(source, target):
+    if all((target / f"{name}.npy").is_file() for name in ("image", "lobes")) and is_made_of(source, target):
         return
     shutil.rmtree(target, ignore_errors=True)
     scan = read_scan(case)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from algorithm.errors import InputError
 from training.batches import Batches
-from training.files import write_whole
+from training.files import missing, write_whole
 from training.logbook import Logbook
 from training.parallel import console
 from training.settings import LoopSettings
@@ -280,7 +280,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run its stage again") from error
+        raise missing(path) from error
     except Exception as error:  # torch raises what its unpickler or its zip reader raises
         raise InputError(f"{path}: damaged checkpoint; delete the folder {path.parent} to train again") from error
     return state

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from algorithm.severity import SCORE_INTERVALS
 from training.cases import of_split, read_cases
+from training.crf import require_engine
 from training.dram import DramNetwork, Drams
 from training.equivariance import equivariance_loss, random_transform
 from training.lobe_batches import (
@@ -58,8 +59,10 @@ def train_dram(run: Run, settings: RegressSettings, folder: Path) -> dict[str, A
     """Train a regression network with some settings in some folder, resuming from what lies there.
 
     Raises:
-        InputError: a stage that the settings need is not done, or no validation case has a score.
+        InputError: a stage that the settings need is not done, no validation case has a score, or the engine of the
+            dense CRF is not installed.
     """
+    require_engine(settings.crf)
     fabric = make_fabric(run, settings.precision)
     seed, device = run.config.seed, fabric.device
     lobes = scored_lobes(run, of_split(read_cases(run.data), "train"))

@@ -15,8 +15,9 @@ from training.ablate import ablate
 from training.ablate.rows import table_rows
 from training.cam import cam
 from training.complete import require_complete
+from training.crf import require_engine
 from training.export import export, lobes_of_model
-from training.lobes import cases_to_learn_from, lobes
+from training.lobes import cases_to_learn_from, first_network, lobes
 from training.prepare import prepare
 from training.pseudo import pseudo
 from training.regress import regress
@@ -201,14 +202,17 @@ def require_settings(config: TrainingConfig, *, with_comparison: bool, lobe_data
     """Check, before any work, what late stages take beside the run's own data.
 
     Raises:
-        InputError: the model whose lobe network is to be taken over cannot be used, the settings leave nothing to
-            compare, or there is nothing to learn lobes from.
+        InputError: the model whose lobe network is to be taken over, or to begin with, cannot be used, the engine of
+            the dense CRF is not installed, the settings leave nothing to compare, or there is nothing to learn lobes
+            from.
     """
     lobes_of_model(config.export.lobes_from)
+    require_engine(config.regress.crf)
     if with_comparison:
         table_rows(config)
     if lobe_data is not None:
         cases_to_learn_from(lobe_data)
+        first_network(config.lobes)
 
 
 def in_own_process(command: Sequence[str]) -> int:

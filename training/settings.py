@@ -173,7 +173,13 @@ class LobeSettings(LoopSettings):
     consolidated_share: float = Field(0.12, ge=0, le=1, description="of chests of which a lung or both consolidate")
     start_from: Path | None = Field(None, description="model directory whose lobe network the training begins with")
     validate_every: int = Field(500, ge=1, description="steps between validations")
-    data: str = Field("not described", description="what the network was trained on, in a sentence, for model.json")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        for name, (low, high) in {"window_hu": self.window_hu, "scale_range": self.scale_range}.items():
+            if low > high or (name == "window_hu" and low == high):
+                raise ValueError(f"{name}: got {low:g} and {high:g}, expected the smaller one first")
+        return self
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
@@ -243,6 +249,7 @@ class ExportSettings(Settings):
     name: str = Field("dram", description="the model's name")
     version: str = Field("0.1.0", description="the model's version")
     data: str = Field("not described", description="what the model was trained on, in a sentence")
+    lobe_data: str = Field("not described", description="what the lobe network was trained on, where the run has one")
     licence: str = Field("Apache-2.0", description="licence of the weights")
     lobes_from: Path | None = Field(
         None, description="model directory whose lobe network is taken over where the run has learnt none"

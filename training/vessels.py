@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 -m training vessels --data DATA --run-dir RUN
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -243,7 +244,7 @@ def _predict(run: Run, fabric: Fabric, cases: list[Case], folder: Path) -> None:
     """Write the masks of the cases that have not got them."""
     settings = run.config.vessels
     network = make_network(load_trained(new_network(settings, "valid"), folder), device=fabric.device)
-    todo = [prepared(run, case) for case in cases if not (folder / MASKS / case.name).is_dir()]
+    todo = [case for case in (prepared(run, case) for case in cases) if not _has_masks(case, folder / MASKS)]
     for case in track(todo, "vessels", console=console):
         image, lungs, grid = case.array("scan_image"), case.array("scan_lobes") > 0, case.geometry("scan")
         probability = vessel_probability(network, image, lungs)
@@ -252,17 +253,25 @@ def _predict(run: Run, fabric: Fabric, cases: list[Case], folder: Path) -> None:
         _write_masks(case, Volume(mask.astype(np.uint8), grid), folder / MASKS)
 
 
+def _has_masks(case: PreparedCase, folder: Path) -> bool:
+    return all((folder / case.name / f"{grid}.npy").is_file() for grid in _grids(case))
+
+
 def _write_masks(case: PreparedCase, mask: Volume, folder: Path) -> None:
     """The masks of scan and chunks, in a folder that appears when it is complete."""
+    shutil.rmtree(folder / case.name, ignore_errors=True)
     with whole_folder(folder / case.name) as unnamed:
-        save_array(unnamed / "scan.npy", mask.array)
-        for lobe in LOBES:
-            if case.has(f"{lobe.key}_mask"):
-                save_array(unnamed / f"{lobe.key}.npy", resample(mask, case.geometry(lobe.key), "nearest").array)
+        for grid in _grids(case):
+            save_array(unnamed / f"{grid}.npy", resample(mask, case.geometry(grid), "nearest").array)
+
+
+def _grids(case: PreparedCase) -> list[str]:
+    """The scan and the chunks that a case has."""
+    return ["scan", *(lobe.key for lobe in LOBES if case.has(f"{lobe.key}_mask"))]
 
 
 def _measures(run: Run, cases: list[Case], folder: Path) -> dict[str, float]:
-    """Mean vessel share of the lungs; where references are known, what the masks are worth in cases held out.
+    """Mean vessel share of the lungs; where references are known, what the masks are worth in validation cases.
 
     That is the share of the masks that is lesion, and, where vessels are known, the mean Dice beside lesions.
     """
@@ -272,7 +281,7 @@ def _measures(run: Run, cases: list[Case], folder: Path) -> dict[str, float]:
         lungs = caches.array("scan_lobes") > 0
         mask = load_array(folder / MASKS / case.name / "scan.npy") > 0
         shares.append(mask[lungs].mean())
-        if case.split == "train" or not caches.has("scan_classes"):
+        if case.split != "validation" or not caches.has("scan_classes"):
             continue
         classes = caches.array("scan_classes")
         mistaken.append(classes[mask] == LESION)

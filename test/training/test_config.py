@@ -36,6 +36,13 @@ def test_presets_load():
     assert (paper.prepare.chunk_spacing_mm, paper.prepare.scan_spacing_mm, paper.segment.beta) == (1.2, 1.5, 0.8)
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_the_baseline_learns_as_long_as_the_dram(name):
+    config = load_config(name)
+    same = ("width", "chunk_size", "batch", "steps")
+    assert [getattr(config.cam, key) for key in same] == [getattr(config.regress, key) for key in same]
+
+
 def test_an_empty_file_is_the_defaults(settings):
     assert settings("") == TrainingConfig()
 
@@ -104,6 +111,10 @@ def test_value_out_of_range(refused):
     refused(
         "[lobes]\ncrop_size_zyx = [40, 32, 32]\n", r"lobes: crop_size_zyx: got \(40, 32, 32\), expected multiples of 16"
     )
+    refused(
+        "[lobes]\nscale_range = [1.2, 0.8]\n", r"lobes: scale_range: got 1\.2 and 0\.8, expected the smaller one first"
+    )
+    refused("[lobes]\nwindow_hu = [0, 0]\n", r"lobes: window_hu: got 0 and 0, expected the smaller one first")
     refused("[pseudo]\nscales = [1.0, -1.0]\n", r"pseudo\.scales\.1: .*greater than 0, got -1\.0")
     refused("[regress.entropy]\nstart = 0.5\nfull = 0.4\n", r"regress\.entropy: full 0\.4 is before start 0\.5")
 

@@ -20,7 +20,7 @@ from training.borders import MARGIN_BORDERS, PROBABILITY_BORDERS
 from training.cases import of_split, read_cases, read_scan
 from training.files import write_json
 from training.run import STAGES, in_own_process, run_all
-from training.settings import TrainingConfig
+from training.settings import CrfSettings, TrainingConfig
 from training.stages import Run, execute
 
 ROOT = Path(__file__).parents[2]
@@ -72,11 +72,18 @@ def _link(finished, directory, stages):
 
 def test_the_lobe_network_is_described_as_it_was_trained_not_as_it_would_be_now(finished, tiny_config, tmp_path):
     _link(finished, tmp_path, ALL_BUT_EXPORT)
-    now = changed(tiny_config, "lobes", spacing_mm=5.0, width=2, data="something else")
+    now = changed(tiny_config, "lobes", spacing_mm=5.0, width=2)
     execute(replace(finished, directory=tmp_path, config=now), STAGES[-1])
     description = load_model(tmp_path / "export" / "model").description
     assert description.lobe_network.spacing_mm == 8.0 and description.lobe_network.width == 1
-    assert description.training["lobes"]["data"] == finished.config.lobes.data
+
+
+def test_a_better_sentence_on_the_lobes_data_costs_an_export_and_no_training(finished, tiny_config, tmp_path):
+    _link(finished, tmp_path, ALL_BUT_EXPORT)
+    now = changed(tiny_config, "export", lobe_data="chests of two hospitals")
+    execute(replace(finished, directory=tmp_path, config=now), STAGES[-1])
+    description = load_model(tmp_path / "export" / "model").description
+    assert description.training["lobes"]["data"] == "chests of two hospitals"
 
 
 def test_the_model_does_not_say_where_the_training_of_its_lobe_network_began(finished, tmp_path):
@@ -99,7 +106,10 @@ def _without_lobes(finished, directory, config):
 
 def test_without_lobes_the_model_has_no_lobe_network(finished, tmp_path):
     run = _without_lobes(finished, tmp_path, finished.config)
+    (tmp_path / "export" / "model").mkdir(parents=True)
+    (tmp_path / "export" / "model" / LOBE_WEIGHTS).write_bytes(b"of an earlier export")
     execute(run, STAGES[-1])
+    assert not (tmp_path / "export" / "model" / LOBE_WEIGHTS).exists()
     model = load_model(run.folder("export") / "model")
     assert model.lobe_network is None and "lobes" not in model.description.training
 
@@ -193,7 +203,7 @@ def test_nothing_is_exported_with_the_settings_of_another_run(finished, tiny_con
         execute(replace(finished, config=other), STAGES[-1])
 
 
-def test_what_all_stages_would_lack_is_told_before_the_first(phantoms, tiny_config, tmp_path):
+def test_what_all_stages_would_lack_is_told_before_the_first(phantoms, tiny_config, tmp_path, monkeypatch):
     table = pd.read_csv(phantoms / "cases.csv")
     table[["ct", "lobes"]] = str(phantoms) + "/" + table[["ct", "lobes"]]
     table[["lesions", "vessels"]] = None
@@ -207,6 +217,13 @@ def test_what_all_stages_would_lack_is_told_before_the_first(phantoms, tiny_conf
     without = changed(tiny_config, "regress", refinement=refinement)
     with pytest.raises(InputError, match=r"refinement\.weight is 0"):
         run_all(Run(phantoms, tmp_path / "run", without, device="cpu"), "smoke", with_comparison=True)
+    lost = changed(tiny_config, "lobes", start_from=tmp_path / "no-such-model")
+    with pytest.raises(InputError, match="no-such-model"):
+        run_all(Run(phantoms, tmp_path / "run", lost, device="cpu"), "smoke", with_comparison=False, lobe_data=phantoms)
+    crf = changed(tiny_config, "regress", crf=CrfSettings(engine="pydensecrf2"))
+    monkeypatch.setattr("training.crf.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="the engine pydensecrf2 is not installed"):
+        run_all(Run(phantoms, tmp_path / "run", crf, device="cpu"), "smoke", with_comparison=False)
     assert not (tmp_path / "run").exists()
 
 

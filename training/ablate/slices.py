@@ -46,6 +46,11 @@ def pictured_cases(cases: Sequence[Case]) -> list[Case]:
     return [diseased[place] for place in places]
 
 
+def slice_path(folder: Path, case: str) -> Path:
+    """Where a row's lesions are kept of a case that is shown."""
+    return folder / f"{case}_slice.npy"
+
+
 def save_slice(folder: Path, case: Case, scan: Scan, lesions: NDArray[np.bool_]) -> None:
     """Keep a row's lesions in the slice that is shown of a case.
 
@@ -56,7 +61,7 @@ def save_slice(folder: Path, case: Case, scan: Scan, lesions: NDArray[np.bool_])
         lesions: bool (z, y, x) on the CT's grid.
     """
     z, _ = _shown_slice(case, scan)
-    save_array(_path(folder, case), lesions[z])
+    save_array(slice_path(folder, case.name), lesions[z])
 
 
 def draw_slices(rows: Sequence[Row], cases: Sequence[Case], per_scan: pd.DataFrame, folder: Path) -> None:
@@ -83,7 +88,7 @@ def draw_slices(rows: Sequence[Row], cases: Sequence[Case], per_scan: pd.DataFra
             for panel, row in zip_longest(panels, rows):
                 panel.set_axis_off()
                 if row is not None:
-                    lesions = load_array(_path(folder / row.slug, case))
+                    lesions = load_array(slice_path(folder / row.slug, case.name))
                     _draw_panel(panel, shown, lesions, title=row.name, iou=float(ious[case.name, row.name]))
         figure.legend(handles=_legend(), loc="outside lower center", ncols=2, frameon=False)
         write_whole(folder / "slices.png", lambda file: figure.savefig(file, format="png", dpi=300))
@@ -137,7 +142,3 @@ def _shown_slice(case: Case, scan: Scan) -> tuple[int, NDArray[np.bool_]]:
     shown = reference if reference.any() else scan.lobes.array > 0
     z = int(shown.sum(axis=(1, 2)).argmax())
     return z, reference[z].copy()
-
-
-def _path(folder: Path, case: Case) -> Path:
-    return folder / f"{case.name}_slice.npy"

@@ -16,7 +16,7 @@ from training.ablate.figure import draw_figure
 from training.ablate.measures import measure
 from training.ablate.predictions import make_predictor
 from training.ablate.rows import NETWORKS, Row, compared_rows, table_rows
-from training.ablate.slices import draw_slices, pictured_cases, save_slice
+from training.ablate.slices import draw_slices, pictured_cases, save_slice, slice_path
 from training.ablate.tables import markdown_a, markdown_b, read_per_scan, table_a, table_b
 from training.cases import TABLE, Case, of_split, read_cases, read_scan
 from training.files import write_json, write_text
@@ -84,11 +84,11 @@ def _basis(run: Run, row: Row) -> dict[str, Any]:
 
 def _finish_row(run: Run, row: Row, folder: Path, basis: dict[str, Any], cases: Sequence[Case]) -> None:
     claim(folder, basis)
-    if (folder / PER_SCAN).is_file():
+    pictured = {case.name for case in pictured_cases(cases)}
+    if all(path.is_file() for path in (folder / PER_SCAN, *(slice_path(folder, name) for name in pictured))):
         return
     components = ReferenceComponents.read(run.folder("subtypes") / SUBTYPE_TABLE)
     predict = make_predictor(run, row, folder)
-    pictured = {case.name for case in pictured_cases(cases)}
     values = []
     for case in track(cases, row.name, console=console):
         scan = read_scan(case)

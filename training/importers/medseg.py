@@ -5,7 +5,7 @@
 
 Effusion is no lesion of the lung and is dropped. The masks tell voxels apart; our subtypes belong to whole lesions, so
 each 26-connected lesion takes one by its share of consolidation, as the phantoms do: below 20 % ground-glass, above
-65 % consolidation, else mixed. Patients may be the same as in the radiopaedia scans of COVID-19-CT-Seg: do not train on
+55 % consolidation, else mixed. Patients may be the same as in the radiopaedia scans of COVID-19-CT-Seg: do not train on
 one of the two sets and test on the other.
 """
 

@@ -61,7 +61,7 @@ def shapes_by_split(directory: Path, seed: int) -> dict[str, list[Path]]:
     Raises:
         InputError: if there are fewer than three, one for each split.
     """
-    paths = sorted(directory.glob("*.nii.gz"))
+    paths = sorted(path for path in directory.glob("*.nii.gz") if not path.name.startswith("."))  # macOS adds ._NAME
     if len(paths) < 3:
         raise InputError(f"{directory}: expected at least 3 lobe shapes (*.nii.gz), got {len(paths)}")
     order = [paths[k] for k in np.random.default_rng([seed, 0x5A]).permutation(len(paths))]
@@ -115,7 +115,7 @@ def write_phantoms(*, cases: int, seed: int, out: Path, options: PhantomOptions)
 
 def _claim(out: Path, seed: int, options: PhantomOptions, shapes: dict[str, list[Path]] | None) -> None:
     """Refuse a directory that holds phantoms of another seed, other options or shapes, which would mix the splits."""
-    mine = {"seed": seed, **options.model_dump(mode="json", exclude={"workers"})}
+    mine = {"seed": seed, **options.model_dump(mode="json", exclude={"workers", "lobe_shapes"})}
     if shapes is not None:
         mine["lobe_shapes_sha256"] = sha256_of_files(sorted(chain(*shapes.values())))
     note = out / OPTIONS

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from algorithm.errors import InputError
-from algorithm.images import Geometry, Volume
+from algorithm.images import Geometry, Volume, read_labels
 from training.phantom.grid import isotropic
 from training.phantom.lobes import LOBE_LABELS
 from training.phantom.texture import FloatArray
@@ -130,9 +129,9 @@ def read_lobe_shape(path: Path) -> Volume:
     """Read a lobe label map.
 
     Raises:
-        InputError: if the file is no label map of five lobes with an identity direction.
+        InputError: if the file cannot be read, or is no label map of five lobes with an identity direction.
     """
-    shape = Volume.from_sitk(sitk.ReadImage(str(path)))
+    shape = read_labels(path)
     if not np.allclose(shape.geometry.direction, np.eye(3).ravel(), atol=1e-4):
         raise InputError(f"{path}: expected axes along the patient's (identity direction): resample the label map")
     found = [int(v) for v in np.unique(shape.array)]

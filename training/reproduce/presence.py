@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.progress import track
 
-from algorithm.errors import InputError
+from algorithm.errors import InputError, one_line
 from algorithm.images import Volume, read_ct, read_geometry, read_labels, write_labels
 from algorithm.lobes import LOBES, check_lobes
 from algorithm.overview import draw_overview
@@ -114,7 +114,10 @@ def _agreement(lesions: Volume, lobes: Volume, path: Path) -> dict[str, object]:
 
 def _read_presence(path: Path, *, depth: int) -> pd.DataFrame:
     """A line per slice, in the order of slices."""
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:  # no table, or not in UTF-8
+        raise InputError(f"{path}: cannot be read as a table ({one_line(error)}); save it as CSV, in UTF-8") from error
     missing = [name for name in ("slice", *(lobe.key for lobe in LOBES)) if name not in table]
     if missing:
         raise InputError(f"{path}: got no column {', '.join(missing)}; expected slice and a column for each lobe")

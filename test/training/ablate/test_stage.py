@@ -130,6 +130,9 @@ def test_finished_rows_are_not_done_again(run, made, tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     ablate(run, folder)
     assert made == SLUGS
+    next((folder / "dram-raw").glob("*_slice.npy")).unlink()  # as the error of a damaged file asks for
+    ablate(run, folder)
+    assert made == [*SLUGS, "dram-raw"]
 
 
 def test_a_row_begun_on_another_basis_is_refused(run, made, tmp_path):

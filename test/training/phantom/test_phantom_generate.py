@@ -242,7 +242,11 @@ def test_other_shapes_would_mix_the_splits_and_are_refused(tmp_path: Path) -> No
     _write_shapes(shapes, 3)
     options = PhantomOptions(coarseness=COARSE, lobe_shapes=shapes)
     write_phantoms(cases=1, seed=2, out=tmp_path / "out", options=options)
-    _write_shapes(shapes, 4)
+    moved = shapes.rename(tmp_path / "moved")
+    options = PhantomOptions(coarseness=COARSE, lobe_shapes=moved)
+    (moved / "._s0000.nii.gz").write_bytes(b"what macOS adds")
+    write_phantoms(cases=1, seed=2, out=tmp_path / "out", options=options)
+    _write_shapes(moved, 4)
     with pytest.raises(InputError, match=r"made otherwise \(lobe_shapes_sha256: then \w+, now \w+\)"):
         write_phantoms(cases=2, seed=2, out=tmp_path / "out", options=options)
 
@@ -257,6 +261,10 @@ def test_shapes_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         sitk.WriteImage(sitk.GetImageFromArray(labels), str(tmp_path / f"s{k:04d}.nii.gz"))
     with pytest.raises(InputError, match="expected the labels 0 to 5"):
         write_phantoms(cases=1, seed=1, out=tmp_path / "out", options=PhantomOptions(lobe_shapes=tmp_path))
+    for k in range(3):
+        (tmp_path / f"s{k:04d}.nii.gz").write_bytes(b"cut off")
+    with pytest.raises(InputError, match=r"s000\d\.nii\.gz"):
+        write_phantoms(cases=1, seed=1, out=tmp_path / "other", options=PhantomOptions(lobe_shapes=tmp_path))
     assert not (tmp_path / "out" / "cases.csv").exists()
 
 

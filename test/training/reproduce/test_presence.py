@@ -69,6 +69,10 @@ def test_what_cannot_be_used_is_refused(real, segmenter, tmp_path):
     (real / "presence.csv").write_text("slice,lul\n0,1\n")
     with pytest.raises(InputError, match=r"presence\.csv: got no column lll, rul, rll, rml"):
         compare_presence(segmenter, real.parent, tmp_path / "out")
+    for content in (b"", b"slice,lul\n0,1,0,0\n0,1\n1,2,3,4,5,6,7\n", "slice,l\u00e9\n".encode("latin-1")):
+        (real / "presence.csv").write_bytes(content)
+        with pytest.raises(InputError, match=r"presence\.csv: cannot be read as a table .*; save it as CSV, in UTF-8"):
+            compare_presence(segmenter, real.parent, tmp_path / "out")
     (real / "presence.csv").write_text("slice,lul,lll,rul,rll,rml\n0,1,0,0,0,0\n")
     with pytest.raises(InputError, match=r"presence\.csv: got 1 slices, expected one line for each of the CT's \d+"):
         compare_presence(segmenter, real.parent, tmp_path / "out")
