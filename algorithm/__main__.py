@@ -21,7 +21,16 @@ from rich.table import Table
 from algorithm import __version__
 from algorithm.errors import InputError, one_line
 from algorithm.images import Volume, write_labels
-from algorithm.job import INPUT_DIR, MEMORY_GB, OUTPUT_DIR, Segmenter, read_case, run_case, staged_outputs
+from algorithm.job import (
+    INPUT_DIR,
+    MEMORY_GB,
+    OUTPUT_DIR,
+    Segmenter,
+    read_case,
+    require_apart,
+    run_case,
+    staged_outputs,
+)
 from algorithm.report import LobesReport, SeverityReport, or_dash, severity_json_schema
 
 if TYPE_CHECKING:
@@ -30,6 +39,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 LUNGMASK = Path("lungmask")  # in place of a lobe mask
+SEGMENT_FILES = ("lesions.mha", "severity.json", "overview.png", "lobes.mha", "lesions.nii.gz")
+LOBES_FILES = ("lobes.mha", "lobes.json", "lobes.png")
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 Engine = Literal["auto", "torch", "openvino"]
@@ -89,8 +100,10 @@ def segment(
     """Segment one scan: lesions.mha, severity.json and overview.png, and lobes.mha where none are given."""
     _stop_orderly_on_sigterm()
     with _reported_errors():
+        given = _given_lobes(lobes)
+        require_apart((ct, given), (output / name for name in SEGMENT_FILES))
         with staged_outputs(output, optional=("lobes.mha", "lesions.nii.gz")) as staging:
-            volume, lobe_mask = read_case(ct, None if lobes == LUNGMASK else lobes)
+            volume, lobe_mask = read_case(ct, given)
             with _shown_progress() as progress:
                 segmenter = _load(model, device, memory_gb, precision, engine, lobes)
                 segmentation = segmenter.segment(volume, lobe_mask, progress=progress)
@@ -127,7 +140,7 @@ def segment_batch(
     _stop_orderly_on_sigterm()
     with _reported_errors():
         require_elsewhere(out, scans)
-        cases = find_cases(scans, None if lobes == LUNGMASK else lobes)
+        cases = find_cases(scans, _given_lobes(lobes))
         failures = segment_cases(_load(model, device, memory_gb, precision, engine, lobes), cases, out, draw=_draw)
         for name, reason in failures.items():
             print(f"failed: {name}: {reason}")
@@ -152,6 +165,7 @@ def find_lobes(
     with _reported_errors():
         if lobes not in (None, LUNGMASK):
             raise InputError(f"--lobes: got {lobes}, expected the word lungmask, or leave it out")
+        require_apart((ct,), (output / name for name in LOBES_FILES))
         with staged_outputs(output) as staging:
             volume, _ = read_case(ct, None)
             report = write_lobes(_load(model, device, 1.0, "fp32", "auto", lobes), volume, staging)
@@ -212,6 +226,16 @@ class _LoadedWhenNeeded:
         self, ct: Volume, lobes: Volume | None = None, *, progress: Callable[[str, float], None] | None = None
     ) -> Segmentation:
         return self._load().segment(ct, lobes, progress=progress)
+
+
+def _given_lobes(lobes: Path | None) -> Path | None:
+    """The mask, or folder of masks, that the option names; None where it names the package or nothing."""
+    if lobes == LUNGMASK and LUNGMASK.exists():
+        raise InputError(
+            "--lobes: got lungmask, which is a package, and here a file or folder too; give the absolute path for the "
+            "latter, or rename it"
+        )
+    return None if lobes == LUNGMASK else lobes
 
 
 def _load(

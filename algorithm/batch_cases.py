@@ -135,10 +135,11 @@ def _files_by_name(folder: Path, *, folders: bool) -> dict[str, Path]:
                 f"{path}: got folders in a folder, expected the slices of one series directly in it; move them up, or "
                 "give a table with the series' folders"
             )
-        if not (suffix and path.is_file()) and not is_series:
+        is_image = bool(suffix) and not path.is_dir()  # or a broken link to one, which fails when it is read
+        if not is_image and not is_series:
             log.warning("%s: left alone", path)
             continue
-        name = path.name[: -len(suffix)] if path.is_file() else path.name
+        name = path.name[: -len(suffix)] if is_image else path.name
         if name in files:
             raise InputError(f"{folder}: got {files[name].name} and {path.name}, expected one file a case")
         files[name] = path

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -74,6 +74,21 @@ def read_case(ct_path: Path, lobes_path: Path | None) -> tuple[Volume, Volume | 
     """
     ct = read_ct(ct_path)
     return ct, None if lobes_path is None else check_lobes(read_labels(lobes_path), ct)
+
+
+def require_apart(inputs: Iterable[Path | None], results: Iterable[Path]) -> None:
+    """Check that no result will be written to an input's place.
+
+    Raises:
+        InputError: an input lies where a result belongs.
+    """
+    places = {path.resolve() for path in results}
+    for path in inputs:
+        if path is not None and path.resolve() in places:
+            raise InputError(
+                f"{path}: got an input in the place of a result, expected it elsewhere; move it, or choose another "
+                "folder for the results"
+            )
 
 
 def _write_labels(labels: Volume, path: Path) -> None:

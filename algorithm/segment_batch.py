@@ -6,14 +6,12 @@ the platform (`python -m batch`) have the same form, so that one folder can hold
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,21 +24,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from algorithm.batch_cases import BatchCase, sha256
 from algorithm.errors import InputError, one_line
 from algorithm.images import Volume, write_labels
-from algorithm.job import STAGING_PREFIX, read_case, staged_outputs
-from algorithm.lobes import LOBES
-from algorithm.report import ModelIdentity
+from algorithm.job import STAGING_PREFIX, read_case, require_apart, staged_outputs
+from algorithm.severity_table import SEVERITY_FILE, Severity, write_table
 
 if TYPE_CHECKING:
     from algorithm.segmenter import LesionSegmenter, Predicted, Prepared, Segmentation
 
-TABLE_FILE = "severity.csv"
 CASE_FILE = "case.json"
 LESIONS_FILE = "lesions.mha"
 LOBES_FILE = "lobes.mha"
-SEVERITY_FILE = "severity.json"
 PICTURE_FILE = "overview.png"
 RESULT_FILES = (LESIONS_FILE, LOBES_FILE, SEVERITY_FILE, PICTURE_FILE, CASE_FILE)
-COLUMNS = ("case", *(f"{lobe.key}_{what}" for lobe in LOBES for what in ("percent", "score")), "total_score")
 
 log = logging.getLogger(__name__)
 
@@ -64,22 +58,6 @@ class CaseFile(BaseModel):
     outputs: dict[str, str]
 
 
-class _Lobe(BaseModel):
-    label: int
-    percent: float | None
-    score: int | None
-
-
-class _Severity(BaseModel):
-    """What of a severity.json is used here; a later version may hold more."""
-
-    model: ModelIdentity | None = None
-    precision: str = "fp32"
-    lobes_source: str = "given"
-    lobes: list[_Lobe]
-    total_score: int | None
-
-
 def segment_cases(
     segmenter: LesionSegmenter,
     cases: Sequence[BatchCase],
@@ -92,7 +70,8 @@ def segment_cases(
 
     While the network computes one case the next is read and prepared, and the one before is finished and written. A
     case is done where its folder holds all results of the same inputs, model and precision. A case that fails is left
-    out, with what earlier inputs gave, and the others go on.
+    out, with what earlier inputs gave, and the others go on. A mask that was changed by hand is not replaced: its case
+    fails.
 
     Args:
         segmenter: a loaded model.
@@ -105,8 +84,11 @@ def segment_cases(
         What went wrong, by case; with those that other runs left in the folder without a usable report.
 
     Raises:
-        InputError: the folder cannot be written, or another process is working on it.
+        InputError: the folder cannot be written, another process is working on it, or an input lies where a result
+            belongs.
     """
+    places = (out / case.name / name for case in cases for name in RESULT_FILES)
+    require_apart((path for case in cases for path in (case.ct, case.lobes)), places)
     progress = _Progress(len(cases), tell)
     with _only_process(out), ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
         loading = [reader.submit(_load, case, out, segmenter) for case in cases[:1]]
@@ -130,42 +112,6 @@ def segment_cases(
         return progress.failures | write_table(out, without=progress.failures)
 
 
-def write_table(out: Path, *, without: Collection[str] = ()) -> dict[str, str]:
-    """Write severity.csv of all cases in a folder, wherever they were computed.
-
-    Args:
-        out: has a folder with severity.json for each case.
-        without: cases that are left out: what lies there is of an earlier input.
-
-    Returns:
-        What is wrong with those that are left out, by case.
-    """
-    problems: dict[str, str] = {}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for path in sorted(out.glob(f"[!.]*/{SEVERITY_FILE}")):
-        case = path.parent.name
-        if case in without:
-            continue
-        try:
-            severity = _Severity.model_validate_json(path.read_bytes())
-        except ValidationError:
-            problems[case] = f"{path}: got no report of severity, expected what `segment` writes; delete it"
-            continue
-        if [lobe.label for lobe in severity.lobes] != [lobe.label for lobe in LOBES]:
-            problems[case] = f"{path}: got other lobes than {', '.join(lobe.key for lobe in LOBES)}; delete it"
-            continue
-        cells: list[str | int | None] = []
-        for lobe in severity.lobes:
-            cells += ["" if lobe.percent is None else f"{lobe.percent:.3f}", lobe.score]
-        writer.writerow([case, *cells, severity.total_score])
-    partial = out / f".{TABLE_FILE}.partial"
-    partial.write_text(text.getvalue(), encoding="utf-8", newline="")
-    partial.replace(out / TABLE_FILE)
-    return problems
-
-
 @dataclass(frozen=True)
 class _Loaded:
     """A case that is to be computed."""
@@ -181,14 +127,17 @@ def _load(case: BatchCase, out: Path, segmenter: LesionSegmenter) -> _Loaded | N
     inputs = case.sha256()
     if _is_done(out / case.name, inputs, segmenter, "given" if case.lobes else segmenter.lobes_by):
         return None
+    _require_unchanged(out / case.name)
     ct, lobes = read_case(case.ct, case.lobes)
     return _Loaded(inputs, ct, lobes, segmenter.prepare(ct, lobes))
 
 
 def _is_done(folder: Path, inputs: dict[str, str], segmenter: LesionSegmenter, lobes_source: str) -> bool:
+    case_file = _read_case_file(folder)
+    if case_file is None:
+        return False
     try:
-        case_file = CaseFile.model_validate_json((folder / CASE_FILE).read_bytes())
-        severity = _Severity.model_validate_json((folder / SEVERITY_FILE).read_bytes())
+        severity = Severity.model_validate_json((folder / SEVERITY_FILE).read_bytes())
         whole = all(sha256(folder / name) == digest for name, digest in case_file.outputs.items())
     except (OSError, ValidationError):
         return False
@@ -197,18 +146,42 @@ def _is_done(folder: Path, inputs: dict[str, str], segmenter: LesionSegmenter, l
     return whole and SEVERITY_FILE in case_file.outputs and is_same
 
 
-def _remove_of_other_inputs(case: BatchCase, folder: Path) -> None:
-    """Take away what an earlier input of a failed case gave, lest it pass for this one's."""
+def _read_case_file(folder: Path) -> CaseFile | None:
+    """None where there is none, or a damaged one."""
     try:
-        case_file = CaseFile.model_validate_json((folder / CASE_FILE).read_bytes())
-        if case_file.inputs == case.sha256():
+        return CaseFile.model_validate_json((folder / CASE_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _require_unchanged(folder: Path) -> None:
+    """Check that no mask will be replaced which someone has corrected, or put there."""
+    if any(folder.glob(f"{STAGING_PREFIX}*")):
+        return  # killed while new results took the places of earlier ones
+    case_file = _read_case_file(folder)
+    for path in (folder / LESIONS_FILE, folder / LOBES_FILE):
+        if path.is_file() and not (case_file and _is_as_written(path, case_file)):
+            raise InputError(
+                f"{path}: got a mask that was changed, or does not come from here, in the place of a result; move it "
+                "elsewhere, from where lobes can be given, or delete it"
+            )
+
+
+def _is_as_written(path: Path, case_file: CaseFile) -> bool:
+    return path.is_file() and sha256(path) == case_file.outputs.get(path.name)
+
+
+def _remove_of_other_inputs(case: BatchCase, folder: Path) -> None:
+    """Take away what an earlier input of a failed case gave, lest it pass for this one's; not what others put there."""
+    case_file = _read_case_file(folder)
+    try:
+        if case_file is None or case_file.inputs == case.sha256():
             return
-    except ValidationError:
-        pass  # nothing says which input it is of
     except OSError:
-        return  # no results, or an input that cannot be read now
-    for name in RESULT_FILES:
-        (folder / name).unlink(missing_ok=True)
+        return  # an input that cannot be read now
+    for path in (folder / name for name in RESULT_FILES):
+        if path.name == CASE_FILE or _is_as_written(path, case_file):
+            path.unlink()
 
 
 def _write(

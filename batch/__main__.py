@@ -17,7 +17,7 @@ from rich.table import Table
 from batch.cases import find_cases, require_elsewhere, shortened
 from batch.cohort import PICTURE_FILE, TABLE_FILE, collect
 from batch.errors import InputError, PlatformError, TokenRefusedError, without_queries
-from batch.manifest import HERE, Manifest, only_process
+from batch.manifest import FILE_NAME, HERE, Manifest, only_process
 from batch.results import SEVERITY_FILE, require_no_folder
 from batch.scans import convert
 
@@ -124,7 +124,7 @@ def fetch(out: OutOption) -> None:
 def collect_results(out: OutOption) -> None:
     """Write severity.csv and cohort.png anew from all cases in the folder; asks the platform nothing."""
     with _one_line_errors():
-        cases = collect(out)
+        cases = collect(out, without=_unfinished(Manifest.load(out)) if (out / FILE_NAME).exists() else ())
         if not cases:
             raise InputError(f"{out}: got no case with severity.json, expected the output folder of earlier runs")
         print(f"{len(cases)} cases in {out / TABLE_FILE} and {out / PICTURE_FILE}")

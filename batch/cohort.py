@@ -53,7 +53,7 @@ def collect(folder: Path, *, without: Collection[str] = ()) -> dict[str, Severit
         without: cases that are left out: what lies there is not the result of their inputs.
 
     Returns:
-        The severity by case; without any, nothing is written.
+        The severity by case; without any, an earlier table is emptied and an earlier picture removed.
 
     Raises:
         InputError: a severity.json is not what it should be; the others are written nevertheless.
@@ -67,9 +67,12 @@ def collect(folder: Path, *, without: Collection[str] = ()) -> dict[str, Severit
             cases[path.parent.name] = _read(path)
         except InputError as error:
             damaged.append(error)
-    if cases:
+    if cases or (folder / TABLE_FILE).exists():
         write_whole(folder / TABLE_FILE, _table(cases).encode())
+    if cases:
         write_whole(folder / PICTURE_FILE, _picture(cases))
+    else:
+        (folder / PICTURE_FILE).unlink(missing_ok=True)
     if damaged:
         raise damaged[0]
     return cases

@@ -184,8 +184,9 @@ def subtype_table(comparison: Comparison) -> Table:
             cells = [_measure(aggregates, measure, target, n) for measure in MEASURE_NAMES]
             rows.append([f"{target_name}: {name}", str(n), *cells])
     note = (
-        "Mean ± standard deviation over the scans in which the reference or the method has the subtype; [n] of these "
-        "where a measure is undefined in others."
+        "Mean ± standard deviation over the scans in which the reference or the method has the subtype; [n] where a "
+        "measure is of another number of scans: undefined in some, or, as the volume error, 0 in those without the "
+        "subtype."
     )
     return Table("Subtypes", ["Subtype: method", "Scans", *MEASURE_NAMES.values()], rows, note)
 

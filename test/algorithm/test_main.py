@@ -104,6 +104,29 @@ def test_lungmask_in_place_of_a_lobe_mask(run, scan, tmp_path, monkeypatch, fake
     assert (tmp_path / "out" / "lobes.mha").is_file()
 
 
+def test_what_is_called_like_the_package_is_ambiguous(run, scan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lungmask").write_bytes(scan[-1].read_bytes())
+    result = run("segment", scan[0], "--lobes", "./lungmask", "-o", tmp_path / "out")
+    assert result.exit_code == 2 and "got lungmask, which is a package, and here a file or folder too" in result.stderr
+    result = run("segment", scan[0], "--lobes", tmp_path / "lungmask", "-o", tmp_path / "out")
+    assert result.exit_code == 2 and "got lungmask, which" not in result.stderr  # no ending that says a format
+
+
+def test_an_input_in_the_place_of_a_result_is_kept(run, scan, tmp_path):
+    corrected = tmp_path / "out" / "lobes.mha"
+    corrected.parent.mkdir()
+    corrected.write_bytes(scan[-1].read_bytes())
+    for command in (
+        ("segment", scan[0], "--lobes", corrected, "-o", tmp_path / "out"),
+        ("segment", corrected, "-o", tmp_path / "out"),
+        ("lobes", corrected, "-o", tmp_path / "out" / ".." / "out"),
+    ):
+        result = run(*command)
+        assert result.exit_code == 2 and "lobes.mha: got an input in the place of a result" in result.stderr
+    assert corrected.read_bytes() == scan[-1].read_bytes() and names(tmp_path / "out") == {"lobes.mha"}
+
+
 def test_lobes(run, scan, tmp_path, ct):
     result = run("lobes", scan[0], "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output

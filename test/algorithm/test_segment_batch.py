@@ -15,7 +15,8 @@ from algorithm.batch_cases import find_cases, require_elsewhere, sha256
 from algorithm.errors import InputError
 from algorithm.images import read_labels
 from algorithm.report import ModelIdentity
-from algorithm.segment_batch import COLUMNS, CaseFile, segment_cases, write_table
+from algorithm.segment_batch import CaseFile, segment_cases
+from algorithm.severity_table import COLUMNS, write_table
 from batch.cases import find_cases as find_batch_cases
 from batch.cohort import COLUMNS as BATCH_COLUMNS
 from batch.cohort import collect
@@ -81,8 +82,16 @@ def test_done_cases_are_left_out(run, segmenter, tmp_path) -> None:
     assert segmenter.cases == 3
 
 
-@pytest.mark.parametrize("name", sorted(RESULTS))
-@pytest.mark.parametrize("damage", ["missing", "changed"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("lesions.mha", "missing"),
+        ("severity.json", "missing"),
+        ("severity.json", "changed"),
+        ("overview.png", "missing"),
+        ("overview.png", "changed"),
+    ],
+)
 def test_a_case_with_damaged_results_is_done_again(run, segmenter, tmp_path, name, damage) -> None:
     run(["a"])
     path = tmp_path / "out" / "a" / name
@@ -90,6 +99,70 @@ def test_a_case_with_damaged_results_is_done_again(run, segmenter, tmp_path, nam
     run(["a"])
     assert segmenter.cases == 2
     assert run(["a"])[0] == ["1/1 a: done before"]
+
+
+@pytest.mark.parametrize("scan", ["the same", "another", "unusable"])
+@pytest.mark.parametrize("name", ["lesions.mha", "lobes.mha"])
+def test_a_mask_that_was_corrected_is_neither_replaced_nor_removed(run, save, ct, lobes, tmp_path, scan, name) -> None:
+    run(["a", "b"])
+    corrected = tmp_path / "out" / "a" / name
+    save(lobes.with_array(lobes.array // 2), f"out/a/{name}")
+    before = corrected.read_bytes()
+    if scan != "the same" or name == "lobes.mha":  # these lobes are not among the results of this case
+        save(ct.with_array(ct.array + 7), "scans/a.mha")
+    if scan == "unusable":
+        (tmp_path / "scans" / "a.mha").write_text("no scan")
+    told, failures = run(["a", "b"])
+    assert failures["a"].startswith(f"{corrected}: got a mask that was changed, or does not come from here")
+    assert failures.keys() == {"a"} and told[1] == "2/2 b: done before"
+    assert corrected.read_bytes() == before
+    corrected.unlink()
+    assert run(["a"])[1].keys() == ({"a"} if scan == "unusable" else set())
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_masks_that_come_from_elsewhere_are_not_replaced(run, segmenter, tmp_path, damage) -> None:
+    run(["a"])
+    path = tmp_path / "out" / "a" / "case.json"
+    (path.unlink if damage == "missing" else lambda: path.write_text("{}"))()
+    assert "does not come from here, in the place of a result" in run(["a"])[1]["a"]
+    (tmp_path / "out" / "a" / "lesions.mha").unlink()
+    assert run(["a"])[0] == ["1/1 a: done"]
+
+
+def test_what_a_killed_write_left_is_replaced(run, tmp_path) -> None:
+    """Of an earlier scan, as case.json took its new place first."""
+    run(["a"])
+    (tmp_path / "out" / "a" / ".partial-x").mkdir()
+    (tmp_path / "out" / "a" / "lesions.mha").write_text("of an earlier scan")
+    assert run(["a"])[0] == ["1/1 a: done"]
+
+
+def test_inputs_in_the_place_of_results_are_refused_before_any_work(segmenter, scans, run, tmp_path) -> None:
+    run()
+    given = tmp_path / "out" / "b" / "lobes.mha"
+    given.write_bytes((tmp_path / "lobes" / "a.mha").read_bytes())
+    table = tmp_path / "cases.csv"
+    table.write_text("case,ct,lobes\nb,scans/b.mha,\nc,scans/c.mha,out/a/../b/lobes.mha\n")
+    with pytest.raises(InputError, match=r"lobes\.mha: got an input in the place of a result, expected it elsewhere"):
+        segment_cases(segmenter, find_cases(table, None), tmp_path / "out", draw=lambda *args: None)
+    assert given.is_file() and segmenter.cases == 3
+
+
+def test_a_broken_link_is_a_case_that_fails(run, segmenter, scans) -> None:
+    (scans / "b.mha").unlink()
+    (scans / "b.mha").symlink_to(scans / "not-fetched.mha")
+    assert run()[1].keys() == {"b"} and segmenter.cases == 2
+
+
+def test_a_table_of_several_models_says_so(run, tmp_path, caplog) -> None:
+    run()
+    assert "several models" not in caplog.text
+    report = json.loads((tmp_path / "out" / "a" / "severity.json").read_text())
+    report["model"]["version"] = "1"
+    (tmp_path / "out" / "a" / "severity.json").write_text(json.dumps(report))
+    assert write_table(tmp_path / "out") == {}
+    assert "fake 1 (0) in fp32: 1 (a); fake 0 (0) in fp32: 2 (b, c)" in caplog.text
 
 
 def test_lobes_that_are_found_are_kept_and_found_again_by_another(segmenter, scans, tmp_path) -> None:

@@ -71,6 +71,14 @@ def test_no_results_write_nothing(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_earlier_scores_do_not_stay_where_no_case_is_left(tmp_path) -> None:
+    write_severity(tmp_path / "a", [1.0] * 5, [1] * 5, 5)
+    collect(tmp_path)
+    assert collect(tmp_path, without=["a"]) == {}
+    assert (tmp_path / "severity.csv").read_text() == ",".join(COLUMNS) + "\n"
+    assert not (tmp_path / "cohort.png").exists()
+
+
 def test_refuses_a_damaged_report(tmp_path) -> None:
     write_severity(tmp_path / "a", [1.0] * 5, [1] * 5, 5)
     (tmp_path / "a" / "severity.json").write_text('{"lobes": 1}')

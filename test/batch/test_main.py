@@ -308,6 +308,8 @@ def test_what_is_no_result_of_the_inputs_is_in_no_table(command, write_cases, sc
     assert outcome.exit_code == 1 and "out/b is there already; move it away, then run again" in outcome.stdout
     assert command("run").exit_code == 1
     assert [line[:2] for line in (tmp_path / "out" / "severity.csv").read_text().splitlines()[1:]] == ["a,"]
+    assert command("collect").exit_code == 0
+    assert [line[:2] for line in (tmp_path / "out" / "severity.csv").read_text().splitlines()[1:]] == ["a,"]
 
 
 def test_the_table_of_results_is_written_at_an_early_end(command, write_cases, account, tmp_path, standin) -> None:
