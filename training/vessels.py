@@ -262,7 +262,8 @@ def _write_masks(case: PreparedCase, mask: Volume, folder: Path) -> None:
     shutil.rmtree(folder / case.name, ignore_errors=True)
     with whole_folder(folder / case.name) as unnamed:
         for grid in _grids(case):
-            save_array(unnamed / f"{grid}.npy", resample(mask, case.geometry(grid), "nearest").array)
+            on_grid = mask if grid == "scan" else resample(mask, case.geometry(grid), "nearest")
+            save_array(unnamed / f"{grid}.npy", on_grid.array)
 
 
 def _grids(case: PreparedCase) -> list[str]:
