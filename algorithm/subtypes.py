@@ -21,17 +21,19 @@ SLAB = 8  # slices
 COLUMNS = ("volume_ml", "mean_hu", "sd_hu", "subtype")
 
 
+Divergence = Literal["component||reference", "reference||component"]
+Weights = Literal["rank", "equal"]
+
+
 class VoteRules(BaseModel):
-    """How reference lesions vote; what the dRAM paper, III-E, leaves open beside K = 10 and N = 5."""
+    """How reference lesions vote; the dRAM paper, III-E, has K = 10 and N = 5, and leaves the rest open."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shortlist: int = Field(10, ge=1, description="reference lesions nearest in volume that are looked at (K)")
     voters: int = Field(5, ge=1, description="of these, the ones with the smallest divergence (N)")
-    divergence: Literal["component||reference", "reference||component"] = Field(
-        "component||reference", description="direction of the Kullback-Leibler divergence"
-    )
-    weights: Literal["rank", "equal"] = Field("rank", description="rank gives the best voter N votes, the last one 1")
+    divergence: Divergence = Field("component||reference", description="direction of the Kullback-Leibler divergence")
+    weights: Weights = Field("rank", description="rank gives the best voter N votes, the last one 1")
 
 
 DEFAULT_RULES = VoteRules()
@@ -157,7 +159,9 @@ def normal_kld(
     )
 
 
-def vote(components: Components, reference: ReferenceComponents, rules: VoteRules = DEFAULT_RULES) -> NDArray[np.uint8]:
+def vote(
+    components: Components | ReferenceComponents, reference: ReferenceComponents, rules: VoteRules = DEFAULT_RULES
+) -> NDArray[np.uint8]:
     """Subtype of each component.
 
     The reference lesions nearest in volume are ordered by their divergence from the component; the best ones vote, by
@@ -171,8 +175,8 @@ def vote(components: Components, reference: ReferenceComponents, rules: VoteRule
     Returns:
         uint8, one of `SUBTYPES` per component.
     """
-    subtypes = np.zeros(len(components), dtype=np.uint8)
-    for k in range(len(components)):
+    subtypes = np.zeros(len(components.volume_ml), dtype=np.uint8)
+    for k in range(len(subtypes)):
         near = np.argsort(np.abs(reference.volume_ml - components.volume_ml[k]), kind="stable")[: rules.shortlist]
         component = components.mean_hu[k], components.sd_hu[k]
         references = reference.mean_hu[near], reference.sd_hu[near]

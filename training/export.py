@@ -35,6 +35,7 @@ from training.lobes import trained as trained_lobes
 from training.segment import lesion_border, trained_network
 from training.settings import LobeSettings
 from training.stages import Run, commits_behind
+from training.subtypes import vote_rules
 
 INTENDED_USE = (
     "Research on COVID-19 lesions in chest CT. Not a medical device, not for diagnosis or treatment. Trained weakly, "
@@ -117,7 +118,7 @@ def _description(run: Run, files: dict[str, str], lobes: LobePart | None) -> Mod
         preprocessing=Preprocessing(spacing_mm=config.prepare.scan_spacing_mm),
         lobe_network=lobes.network if lobes else None,
         lesion_margin=lesion_border(run),
-        subtype_vote=config.subtypes,
+        subtype_vote=vote_rules(run),
         training={
             "data": config.export.data,
             "supervision": "lobe-wise severity scores; subtypes from the reference lesions of the validation cases",
@@ -138,8 +139,7 @@ def _description(run: Run, files: dict[str, str], lobes: LobePart | None) -> Mod
 def _results(run: Run) -> dict[str, Any]:
     """The measurements on the test cases, where they have been made of this very network and vote."""
     record = run.record_if_current("ablate")
-    rules = run.config.subtypes.model_dump(mode="json")
-    return record["results"] if record is not None and record["settings"]["subtypes"] == rules else {}
+    return record["results"] if record is not None else {}
 
 
 def _write(content: bytes, file: IO[bytes]) -> None:

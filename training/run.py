@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from algorithm.model import LOBE_WEIGHTS, sha256
-from algorithm.subtypes import VoteRules
 from training.ablate import ablate
 from training.ablate.rows import table_rows
 from training.cam import cam
@@ -60,7 +59,6 @@ class ComparisonInputs(Settings):
     cam: CamSettings
     pseudo: PseudoSettings
     segment: SegmentSettings
-    subtypes: VoteRules
 
 
 def _comparison_inputs(config: TrainingConfig) -> ComparisonInputs:
@@ -71,7 +69,6 @@ class ExportInputs(Settings):
     """What the model directory depends on beside earlier stages."""
 
     export: ExportSettings
-    subtypes: VoteRules
     lobe_weights: str | None  # checksum of those to take over
 
 
@@ -83,7 +80,7 @@ def _checksum(model: Path | None) -> str | None:
 
 def _export_inputs(config: TrainingConfig) -> ExportInputs:
     checksum = _checksum(config.export.lobes_from)
-    return ExportInputs(export=config.export, subtypes=config.subtypes, lobe_weights=checksum)
+    return ExportInputs(export=config.export, lobe_weights=checksum)
 
 
 class LobeInputs(Settings):
@@ -98,7 +95,7 @@ def _lobe_inputs(config: TrainingConfig) -> LobeInputs:
 
 
 PREPARE = Stage("prepare", "Check every scan; cache its lobe chunks and whole.", (), lambda c: c.prepare, prepare)
-SUBTYPES = Stage("subtypes", "Make the reference table of lesion subtypes.", (PREPARE,), lambda c: Settings(), subtypes)
+SUBTYPES = Stage("subtypes", "Make the reference table of lesion subtypes.", (PREPARE,), lambda c: c.subtypes, subtypes)
 VESSELS = Stage(
     "vessels",
     "Learn vessels from healthy scans; find them in all.",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validato
 from typing_extensions import Self
 
 from algorithm.network import PERIOD, SMALLEST_VALID_INPUT
-from algorithm.subtypes import VoteRules
+from algorithm.subtypes import Divergence, VoteRules, Weights
 
 
 class Settings(BaseModel):
@@ -256,6 +256,21 @@ class ExportSettings(Settings):
     )
 
 
+class SubtypeSettings(Settings):
+    """The vote on the subtype of a lesion (`algorithm.subtypes.vote`)."""
+
+    shortlist: int | None = Field(
+        None, ge=1, description="lesions nearest in volume that are looked at, 10 in the paper; null chooses"
+    )
+    voters: int = Field(5, ge=1, description="of these, the ones with the smallest divergence")
+    divergence: Divergence = Field("component||reference", description="direction of the Kullback-Leibler divergence")
+    weights: Weights = Field("rank", description="of the voters: by their rank, or equal")
+
+    def rules(self, shortlist: int) -> VoteRules:
+        """The rules with the shortlist that was chosen."""
+        return VoteRules(**self.model_dump() | {"shortlist": shortlist})
+
+
 class TrainingConfig(Settings):
     """All stages of one run."""
 
@@ -266,7 +281,7 @@ class TrainingConfig(Settings):
     cam: CamSettings = CamSettings()
     pseudo: PseudoSettings = PseudoSettings()
     segment: SegmentSettings = SegmentSettings()
-    subtypes: VoteRules = VoteRules()
+    subtypes: SubtypeSettings = SubtypeSettings()
     lobes: LobeSettings = LobeSettings()
     export: ExportSettings = ExportSettings()
 

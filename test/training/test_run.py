@@ -15,11 +15,10 @@ import torch
 from algorithm.errors import InputError
 from algorithm.model import LOBE_WEIGHTS, load_model
 from algorithm.segmenter import LesionSegmenter
-from algorithm.subtypes import VoteRules
 from training.borders import MARGIN_BORDERS, PROBABILITY_BORDERS
 from training.cases import of_split, read_cases, read_scan
 from training.files import write_json
-from training.run import STAGES, in_own_process, run_all
+from training.run import STAGES, SUBTYPES, in_own_process, run_all
 from training.settings import CrfSettings, TrainingConfig
 from training.stages import Run, execute
 
@@ -189,12 +188,13 @@ def test_model_json_has_the_results_of_this_very_network_as_soon_as_there_are_an
 
 
 def test_the_exported_model_votes_by_the_rules_of_the_run(finished, tmp_path):
-    rules = VoteRules(shortlist=7, voters=3)
-    _link(finished, tmp_path, ALL_BUT_EXPORT)
-    run = replace(finished, directory=tmp_path, config=finished.config.model_copy(update={"subtypes": rules}))
-    execute(run, STAGES[-1])
+    _link(finished, tmp_path, [name for name in ALL_BUT_EXPORT if name != "subtypes"])
+    run = replace(finished, directory=tmp_path, config=changed(finished.config, "subtypes", shortlist=7, voters=3))
+    for stage in (SUBTYPES, STAGES[-1]):
+        execute(run, stage)
     description = load_model(run.folder("export") / "model").description
-    assert description.subtype_vote == rules and description.results == {}  # which were found by other rules
+    assert (description.subtype_vote.shortlist, description.subtype_vote.voters) == (7, 3)
+    assert description.results == {}  # which were found by other rules
 
 
 def test_nothing_is_exported_with_the_settings_of_another_run(finished, tiny_config):

@@ -8,9 +8,9 @@ from algorithm.images import Geometry, Volume
 from algorithm.subtypes import ReferenceComponents
 from training.cases import read_cases
 from training.parallel import Workers
-from training.settings import TrainingConfig
+from training.settings import SubtypeSettings, TrainingConfig
 from training.stages import Run
-from training.subtypes import reference_components, subtypes
+from training.subtypes import chosen_shortlist, left_out_iou, reference_components, subtypes
 
 SHAPE = (8, 16, 20)
 GRID = Geometry(SHAPE, (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
@@ -71,7 +71,12 @@ def test_the_validation_cases_make_the_table(run):
     write_case(run.data, "b", labelled((1, *lesion)))
     write_case(run.data, "c", labelled((2, *lesion)))
     folder = run.data / "out"
-    assert subtypes(run, folder) == {"cases": 2, "components": {"ground-glass": 1, "consolidation": 1, "mixed": 0}}
+    assert subtypes(run, folder) == {
+        "cases": 2,
+        "components": {"ground-glass": 1, "consolidation": 1, "mixed": 0},
+        "shortlist": 10,
+        "left_out_iou": {"10": 0.0},  # of two lesions, each named by the other
+    }
     assert [path.name for path in folder.iterdir()] == ["subtypes.csv"]
     assert list(pd.read_csv(folder / "subtypes.csv").columns) == ["volume_ml", "mean_hu", "sd_hu", "subtype"]
     assert ReferenceComponents.read(folder / "subtypes.csv").subtype.tolist() == [1, 2]
@@ -91,3 +96,29 @@ def test_no_validation_case_with_lesions(run):
     (run.data / "cases.csv").write_text(table)
     with pytest.raises(InputError, match="no validation case with reference lesions; a few scans"):
         subtypes(run, run.data / "out")
+
+
+def two_scans():
+    """25 faint lesions of 1 ml in each, and 3 dense ones, of 1.5 ml in one scan and of 0.3 ml in the other."""
+    columns = ["volume_ml", "mean_hu", "sd_hu", "subtype", "case"]
+    faint = [(1.0, -650.0, 100.0, 1, case) for case in "ab" for _ in range(25)]
+    dense = [(volume, -200.0, 150.0, 2, case) for case, volume in (("a", 1.5), ("b", 0.3)) for _ in range(3)]
+    return pd.DataFrame(faint + dense, columns=columns)
+
+
+def test_the_shortlist_is_the_one_under_which_scans_name_each_others_lesions_best():
+    shortlist, tried = chosen_shortlist(two_scans(), SubtypeSettings())
+    faint_alone = (25 / (25 + 4.5) + 25 / (25 + 0.9)) / 2  # ten or twenty of the nearest hold no dense one
+    assert shortlist == 40
+    assert tried == pytest.approx({10: faint_alone / 2, 20: faint_alone / 2, 40: 1.0})
+
+
+def test_a_shortlist_of_the_settings_stays_and_one_scan_cannot_choose_any():
+    assert chosen_shortlist(two_scans(), SubtypeSettings(shortlist=7)) == (7, {})
+    one = two_scans().query("case == 'a'")
+    assert chosen_shortlist(one, SubtypeSettings()) == (10, {})
+
+
+def test_a_subtype_that_is_in_no_scan_does_not_count():
+    table = two_scans().query("subtype == 1")
+    assert left_out_iou(table, SubtypeSettings().rules(10)) == 1.0

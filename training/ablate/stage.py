@@ -22,6 +22,7 @@ from training.cases import TABLE, Case, of_split, read_cases, read_scan
 from training.files import write_json, write_text
 from training.parallel import console
 from training.stages import BASIS, Run, is_done, sha256_of_results
+from training.subtypes import vote_rules
 
 PER_SCAN = "per_scan.csv"
 
@@ -75,7 +76,6 @@ def _basis(run: Run, row: Row) -> dict[str, Any]:
     return {
         "settings": None if row.settings is None else row.settings.model_dump(mode="json"),
         "pseudo": run.config.pseudo.model_dump(mode="json"),
-        "subtypes": run.config.subtypes.model_dump(mode="json"),
         "seed": run.config.seed,
         "data_sha256": sha256((run.data / TABLE).read_bytes()),
         "stages_sha256": {stage: sha256_of_results(run.record(stage)) for stage in stages},
@@ -87,13 +87,13 @@ def _finish_row(run: Run, row: Row, folder: Path, basis: dict[str, Any], cases: 
     pictured = {case.name for case in pictured_cases(cases)}
     if all(path.is_file() for path in (folder / PER_SCAN, *(slice_path(folder, name) for name in pictured))):
         return
-    components = ReferenceComponents.read(run.folder("subtypes") / SUBTYPE_TABLE)
+    components, rules = ReferenceComponents.read(run.folder("subtypes") / SUBTYPE_TABLE), vote_rules(run)
     predict = make_predictor(run, row, folder)
     values = []
     for case in track(cases, row.name, console=console):
         scan = read_scan(case)
         lesions = predict(case, scan)
-        measures = measure(case, scan, lesions, components, run.config.subtypes)
+        measures = measure(case, scan, lesions, components, rules)
         values.append({"row": row.name, "case": case.name, **measures})
         if case.name in pictured:
             save_slice(folder, case, scan, lesions)

@@ -46,7 +46,7 @@ def run(data, tiny_config, tmp_path) -> Run:
     """A run whose stages are said to be done."""
     for stage in (*STAGES, "regress"):
         (tmp_path / stage).mkdir()
-        (tmp_path / stage / "done.json").write_text('{"processes": 1}')
+        (tmp_path / stage / "done.json").write_text('{"processes": 1, "results": {"shortlist": 10}}')
     (tmp_path / "subtypes" / "subtypes.csv").write_text("volume_ml,mean_hu,sd_hu,subtype\n1,-600,50,1\n1,0,50,2\n")
     return Run(data, tmp_path, tiny_config, device="cpu")
 

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from training.cases import read_cases
-from training.reproduce.document import goals, results_document
+from training.reproduce.document import about_vote, goals, results_document
 
 ROWS = {
     "threshold (no vessels)": 0.30,
@@ -67,12 +67,20 @@ def test_too_little_kappa_or_none(kappa):
     assert words(goals(results(kappa)))["kappa of + context"][1] == "**does not hold**"
 
 
+def test_how_many_lesions_vote_is_said_with_what_was_tried():
+    text = about_vote({"shortlist": 20, "left_out_iou": {"10": 0.3219, "20": 0.648}})
+    assert text.startswith("The vote looks at the 20 lesions") and text.endswith("is 0.322 with 10, 0.648 with 20.")
+    alone = about_vote({"shortlist": 10, "left_out_iou": {}})
+    assert alone.endswith("looks at the 10 lesions of known subtype that are nearest in volume.")
+
+
 def test_the_document_takes_its_numbers_from_the_run(finished):
     text = results_document(finished, command="python -m training reproduce", lobes=None, presence=None, pictures="p")
     assert "    python -m training reproduce\n" in text
     assert (finished.folder("ablate") / "table_b.md").read_text().strip() in text
     assert (finished.folder("ablate") / "table_a.md").read_text().strip() in text
     assert "3 for train, 1 for validation, 1 for test" in text
+    assert about_vote(finished.record("subtypes")["results"]) in text
     assert "](p/figure.png)" in text and "](p/slices.png)" in text
     assert re.search(r"on \d+ cores, .+ with version ", text)
     record = finished.record("regress")
