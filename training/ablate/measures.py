@@ -35,11 +35,11 @@ def measure(
         rules: of the vote.
 
     Returns:
-        ``iou`` and ``iou_<subtype>`` (None where neither mask holds the subtype, and throughout where the reference
-        holds lesion of unknown subtype); ``reference_voxels``,
-        ``predicted_voxels`` and ``common_voxels``; and per lobe ``reference_<lobe>`` and ``predicted_<lobe>``, scores 0
-        to 5, and ``percent_<lobe>``, the share of predicted lesion that ``predicted_<lobe>`` is read off, 0 to 100
-        (None for a lobe that was not scored, or has no voxel).
+        ``iou`` and ``iou_<subtype>`` (None where neither mask holds the subtype); ``reference_voxels``,
+        ``predicted_voxels`` and ``common_voxels``, and each of them ``_<subtype>``; what is of a subtype is None
+        throughout where the reference holds lesion of unknown subtype; and per lobe ``reference_<lobe>`` and
+        ``predicted_<lobe>``, scores 0 to 5, and ``percent_<lobe>``, the share of predicted lesion that
+        ``predicted_<lobe>`` is read off, 0 to 100 (None for a lobe that was not scored, or has no voxel).
 
     Raises:
         InputError: the scan has no reference lesions, or they hold an unknown label.
@@ -52,15 +52,23 @@ def measure(
         ious = lesion_ious(reference, predicted) if is_known else {"overall": iou(reference > 0, predicted > 0)}
     except evaluation.errors.InputError as error:
         raise InputError(f"case {case.name}: reference lesions: {error}") from error
-    counts = overlap(reference > 0, lesions)
+    of_subtypes: dict[str, int | None] = {}
+    for label, subtype in SUBTYPES.items():
+        voxels = _voxels(reference == label, predicted == label, f"_{subtype}")
+        of_subtypes |= voxels if is_known else dict.fromkeys(voxels)
     return {
         "iou": ious["overall"],
         **{f"iou_{subtype}": ious.get(subtype) for subtype in SUBTYPES.values()},
-        "reference_voxels": counts.reference,
-        "predicted_voxels": counts.prediction,
-        "common_voxels": counts.intersection,
+        **_voxels(reference > 0, lesions, ""),
+        **of_subtypes,
         **_scores(case, lobe_percentages(lesions, scan.lobes.array)),
     }
+
+
+def _voxels(reference: NDArray[np.bool_], predicted: NDArray[np.bool_], suffix: str) -> dict[str, int]:
+    counts = overlap(reference, predicted)
+    named = {"reference": counts.reference, "predicted": counts.prediction, "common": counts.intersection}
+    return {f"{name}_voxels{suffix}": number for name, number in named.items()}
 
 
 def reference_labels(case: Case, scan: Scan) -> NDArray[np.integer]:

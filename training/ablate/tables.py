@@ -23,7 +23,7 @@ from evaluation.significance import PairedTest, bonferroni, wilcoxon_signed_rank
 from evaluation.summary import LOWEST_BORDERS_PERCENT
 from training.ablate.rows import CAM_REFINED, CONTEXT, SUPERVISED
 
-IOU_COLUMNS = {"overall": "iou", **{subtype: f"iou_{subtype}" for subtype in SUBTYPES.values()}}
+IOU_SUFFIXES = {"overall": "", **{subtype: f"_{subtype}" for subtype in SUBTYPES.values()}}
 ROWS_A = {CAM_REFINED: CAM_REFINED, CONTEXT: "dRAM full (+ context)", SUPERVISED: SUPERVISED}
 KAPPA_HEADER = ("kappa (95 % CI over lobes)", "CI over scans", "kappa at 0.5 %", "kappa at 0 %", "agreement")
 KAPPA_NOTE = (
@@ -70,7 +70,8 @@ def table_b(per_scan: pd.DataFrame, compared: Sequence[str], *, seed: int) -> li
 def table_a(per_scan: pd.DataFrame, *, seed: int) -> list[Entry]:
     """IoU of all lesions and of each subtype, and score agreement, of three methods.
 
-    A scan counts for a subtype if the reference or the prediction holds it. The baseline is tested against the full
+    A scan counts for a subtype if the reference or the prediction holds it; the pooled IoU is of the voxels of all
+    scans together, of which false ones in scans without the subtype are few. The baseline is tested against the full
     method in each of the four IoU columns, over the scans where both have a value: Bonferroni's m is 4.
 
     Args:
@@ -81,11 +82,13 @@ def table_a(per_scan: pd.DataFrame, *, seed: int) -> list[Entry]:
     for row, name in ROWS_A.items():
         values = per_scan[per_scan["row"] == row]
         entry: Entry = {"row": name}
-        for key, column in IOU_COLUMNS.items():
+        for key, suffix in IOU_SUFFIXES.items():
+            column = f"iou{suffix}"
             p = _test(per_scan, column, row).p if row == CAM_REFINED else None
             entry[f"{key}_iou"] = _rounded(values[column].mean())
+            entry[f"{key}_pooled_iou"] = _pooled(values, suffix)
             entry[f"{key}_scans"] = int(values[column].count())
-            entry[f"{key}_p_bonferroni"] = _significant(bonferroni(p, comparisons=len(IOU_COLUMNS)))
+            entry[f"{key}_p_bonferroni"] = _significant(bonferroni(p, comparisons=len(IOU_SUFFIXES)))
         entries.append(entry | _kappa(values, seed=seed))
     return entries
 
@@ -121,19 +124,20 @@ def markdown_a(table: Sequence[Entry]) -> str:
     lines = [
         [
             entry["row"],
-            *(f"{or_dash(entry[f'{key}_iou'], '.3f')} (n = {entry[f'{key}_scans']})" for key in IOU_COLUMNS),
+            *(_iou_text(entry, key) for key in IOU_SUFFIXES),
             *_kappa_texts(entry),
         ]
         for entry in table
     ]
-    header = ["method", *(key.replace("_", "-") for key in IOU_COLUMNS), *KAPPA_HEADER]
+    header = ["method", *(key.replace("_", "-") for key in IOU_SUFFIXES), *KAPPA_HEADER]
     baseline = table[0]
-    p_values = {key.replace("_", "-"): or_dash(baseline[f"{key}_p_bonferroni"], ".2g") for key in IOU_COLUMNS}
+    p_values = {key.replace("_", "-"): or_dash(baseline[f"{key}_p_bonferroni"], ".2g") for key in IOU_SUFFIXES}
     tests = ", ".join(f"{name} {p}" for name, p in p_values.items())
     note = (
-        "Mean IoU over the n scans in which the reference or the method holds the subtype. "
+        "Mean IoU over the n scans in which the reference or the method holds the subtype; pooled: IoU of the voxels "
+        "of all scans together. "
         f"{baseline['row']} against {ROWS_A[CONTEXT]}, two-sided Wilcoxon signed-rank test, p times m = "
-        f"{len(IOU_COLUMNS)}: {tests}. {KAPPA_NOTE}"
+        f"{len(IOU_SUFFIXES)}: {tests}. {KAPPA_NOTE}"
     )
     return markdown(header, lines) + "\n" + note
 
@@ -144,13 +148,23 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def _iou_text(entry: Entry, key: str) -> str:
+    mean, pooled = (or_dash(entry[f"{key}_{kind}"], ".3f") for kind in ("iou", "pooled_iou"))
+    return f"{mean} (n = {entry[f'{key}_scans']}), pooled {pooled}"
+
+
+def _pooled(values: pd.DataFrame, suffix: str) -> float | None:
+    """IoU of the voxels of all scans together; None where there is none."""
+    common = values[f"common_voxels{suffix}"].sum()
+    union = values[f"reference_voxels{suffix}"].sum() + values[f"predicted_voxels{suffix}"].sum() - common
+    return _rounded(common / union) if union else None
+
+
 def _ious(values: pd.DataFrame) -> Entry:
-    common = values["common_voxels"].sum()
-    union = values["reference_voxels"].sum() + values["predicted_voxels"].sum() - common
     return {
         "mean_iou": _rounded(values["iou"].mean()),
         "median_iou": _rounded(values["iou"].median()),
-        "pooled_iou": _rounded(common / union) if union else None,
+        "pooled_iou": _pooled(values, ""),
         "empty_references": int((values["reference_voxels"] == 0).sum()),
         "empty_predictions": int((values["predicted_voxels"] == 0).sum()),
     }

@@ -52,6 +52,15 @@ def test_measures_of_a_prediction_counted_by_hand():
         "reference_voxels": 4,
         "predicted_voxels": 4,
         "common_voxels": 2,
+        "reference_voxels_ground_glass": 3,
+        "predicted_voxels_ground_glass": 4,
+        "common_voxels_ground_glass": 2,
+        "reference_voxels_consolidation": 1,
+        "predicted_voxels_consolidation": 0,
+        "common_voxels_consolidation": 0,
+        "reference_voxels_mixed": 0,
+        "predicted_voxels_mixed": 0,
+        "common_voxels_mixed": 0,
         "reference_lul": 3,
         "predicted_lul": 4,  # 3 of 5 voxels
         "percent_lul": 60.0,
@@ -77,6 +86,14 @@ def test_subtypes_of_the_prediction_are_voted_by_attenuation():
     assert (dense["iou_consolidation"], dense["iou_ground_glass"]) == (1.0, None)
     faint = measure(case_with({}), scan_of(reference, hu=-600.0), mask((0, 0)), COMPONENTS)
     assert (faint["iou_consolidation"], faint["iou_ground_glass"], faint["iou"]) == (0.0, 0.0, 1.0)
+
+
+def test_lesion_of_unknown_subtype_leaves_nothing_to_say_of_subtypes():
+    reference = np.zeros(GRID.size_zyx, dtype=np.uint8)
+    reference[0, 0, :2] = 1, 4
+    values = measure(case_with({}), scan_of(reference), mask((0, 0)), COMPONENTS)
+    assert (values["iou"], values["common_voxels"]) == (0.5, 1)
+    assert [values[f"{kind}_ground_glass"] for kind in ("iou", "reference_voxels", "common_voxels")] == [None] * 3
 
 
 def test_two_empty_masks_agree():

@@ -10,6 +10,12 @@ BASELINE = [0.20, 0.25, 0.40, 0.50, 0.65]  # less in every scan, by 0.10, 0.20, 
 REFERENCE = [0, 1, 2, 3, 4]
 PERCENT = [0.0, 1.0, 5.0, 25.0, 50.0]  # from which on a lobe has the score
 
+VOXELS = {  # of the subtypes, in each scan
+    "ground_glass": {"reference": 60, "predicted": 50, "common": 40},
+    "consolidation": {"reference": 0, "predicted": 0, "common": 0},
+    "mixed": {"reference": 40, "predicted": 50, "common": 10},
+}
+
 
 def lines(
     row: str, ious: list[float], predicted: list[int], *, mixed: list[float | None] | None = None
@@ -20,6 +26,7 @@ def lines(
             "row": row, "case": f"{k:03d}", "iou": iou, "iou_ground_glass": iou / 2, "iou_consolidation": None,
             "iou_mixed": mixed[k] if mixed else None, "reference_voxels": 100, "predicted_voxels": 100,
             "common_voxels": 50,
+            **{f"{name}_voxels_{kind}": n for kind, numbers in VOXELS.items() for name, n in numbers.items()},
             **{f"reference_{lobe}": REFERENCE[k] if lobe == "rul" else None for lobe in LOBES},
             **{f"percent_{lobe}": PERCENT[predicted[k]] for lobe in LOBES},
         }
@@ -161,6 +168,8 @@ def test_table_a_counts_the_scans_behind_each_subtype(per_scan):
     assert (full["consolidation_iou"], full["consolidation_scans"]) == (None, 0)
     assert (full["mixed_iou"], full["mixed_scans"]) == (0.65, 2)
     assert (baseline["mixed_iou"], baseline["mixed_scans"]) == (0.15, 2)
+    assert full["ground_glass_pooled_iou"] == 0.5714  # 200 / (300 + 250 - 200)
+    assert (full["consolidation_pooled_iou"], full["mixed_pooled_iou"]) == (None, 0.125)  # 50 / (200 + 250 - 50)
 
 
 def test_table_a_tests_the_baseline_in_four_columns(per_scan):
@@ -178,5 +187,8 @@ def test_markdown_says_m_and_gives_every_row(per_scan, entries):
     assert "Bonferroni m = 2" in text and table[0].endswith("| p × 2 |")
     assert "| CAM + refinement | 0.400 |" in text and table[4].endswith("| -0.100 | 0.062 | 0.12 |")
     text = markdown_a(table_a(per_scan, seed=0))
-    assert "| dRAM full (+ context) | 0.520 (n = 5) | 0.260 (n = 5) | - (n = 0) | 0.650 (n = 2) | 1.000" in text
+    ious = (
+        "0.520 (n = 5), pooled 0.333 | 0.260 (n = 5), pooled 0.571 | - (n = 0), pooled - | 0.650 (n = 2), pooled 0.125"
+    )
+    assert f"| dRAM full (+ context) | {ious} | 1.000" in text
     assert "p times m = 4: overall 0.25" in text
