@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from algorithm.model import PACKAGED_DIRECTORY
+from algorithm.model import PACKAGED_DIRECTORY, load_model
 from algorithm.segmenter import LesionSegmenter
+from algorithm.subtypes import find_components, paint, vote
 from evaluation.metrics import iou
 from training.lobe_dice import LUNGS, lobe_dices
 from training.phantom.chest import Phantom, PhantomOptions, make_phantom
 
 LEAST_IOU = {4: 0.74, 7: 0.88, 8: 0.27}
+LEAST_NAMED = {4: 0.99, 7: 0.34, 8: 0.99}  # share of the reference lesions whose subtype is voted right
 LEAST_LUNGS, LEAST_LOBES = {4: 0.96, 7: 0.95, 8: 0.965}, {4: 0.84, 7: 0.775, 8: 0.80}
 HEALTHY, MOST_IN_HEALTHY = 3, 0.025
 
@@ -32,6 +34,13 @@ def phantom(case) -> Phantom:
 def test_lesions_of_a_fixed_phantom(segmenter, case, phantom):
     found = segmenter.segment(phantom.ct, phantom.lobes).labels.array > 0
     assert iou(phantom.lesions.array > 0, found) >= LEAST_IOU[case]
+
+
+def test_subtypes_of_the_lesions_of_a_fixed_phantom(case, phantom):
+    model, lesions = load_model(PACKAGED_DIRECTORY), phantom.lesions.array
+    found = find_components(lesions > 0, phantom.ct.array, voxel_ml=phantom.ct.geometry.voxel_ml)
+    named = paint(found, vote(found, model.reference, model.description.subtype_vote))
+    assert (named == lesions)[lesions > 0].mean() >= LEAST_NAMED[case]
 
 
 def test_little_is_found_in_a_healthy_phantom(segmenter):
