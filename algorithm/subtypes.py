@@ -19,8 +19,6 @@ SUBTYPES = {1: "ground-glass", 2: "consolidation", 3: "mixed"}
 SMALLEST_SD_HU = 1.0
 SLAB = 8  # slices
 COLUMNS = ("volume_ml", "mean_hu", "sd_hu", "subtype")
-
-
 Divergence = Literal["component||reference", "reference||component"]
 Weights = Literal["rank", "equal"]
 

@@ -70,9 +70,9 @@ def table_b(per_scan: pd.DataFrame, compared: Sequence[str], *, seed: int) -> li
 def table_a(per_scan: pd.DataFrame, *, seed: int) -> list[Entry]:
     """IoU of all lesions and of each subtype, and score agreement, of three methods.
 
-    A scan counts for a subtype if the reference or the prediction holds it; the pooled IoU is of the voxels of all
-    scans together, of which false ones in scans without the subtype are few. The baseline is tested against the full
-    method in each of the four IoU columns, over the scans where both have a value: Bonferroni's m is 4.
+    A scan counts for a subtype if the reference or the prediction holds it; in the pooled IoU every voxel of all scans
+    counts alike. The baseline is tested against the full method in each of the four columns of mean IoU, over the
+    scans where both have a value: Bonferroni's m is 4.
 
     Args:
         per_scan: as for `table_b`.
