@@ -6,6 +6,7 @@ and measures is in the folder's README.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,27 +92,35 @@ def dice(reference: MaskArray, prediction: MaskArray) -> float:
     return overlap(reference, prediction).dice
 
 
-def lesion_ious(reference_labels: LabelArray, prediction_labels: LabelArray) -> dict[str, float | None]:
-    """IoU of all lesions together and of each subtype.
+def lesion_overlaps(reference_labels: LabelArray, prediction_labels: LabelArray) -> dict[str, Overlap]:
+    """Voxel counts of all lesions together, `overall`, where any label counts as lesion, and of each subtype.
 
     Args:
         reference_labels: integer, (z, y, x); 0 background, 1 ground-glass, 2 consolidation, 3 mixed.
         prediction_labels: the same for the prediction, same shape.
-
-    Returns:
-        `overall`, where any label counts as lesion and two empty masks give 1.0; and one entry a subtype, None where
-        neither mask holds that subtype, so that a mean over scans leaves such scans out.
 
     Raises:
         InputError: the shapes differ, or a label is none of the four.
     """
     _check_labels("reference_labels", reference_labels, highest=max(SUBTYPES))
     _check_labels("prediction_labels", prediction_labels, highest=max(SUBTYPES))
-    ious: dict[str, float | None] = {OVERALL: iou(reference_labels > 0, prediction_labels > 0)}
-    for label, name in SUBTYPES.items():
-        counts = overlap(reference_labels == label, prediction_labels == label)
-        ious[name] = counts.iou if counts.union else None
-    return ious
+    subtypes = {
+        name: overlap(reference_labels == label, prediction_labels == label) for label, name in SUBTYPES.items()
+    }
+    return {OVERALL: overlap(reference_labels > 0, prediction_labels > 0), **subtypes}
+
+
+def lesion_ious(overlaps: Mapping[str, Overlap]) -> dict[str, float | None]:
+    """IoU of all lesions together and of each subtype.
+
+    Args:
+        overlaps: as `lesion_overlaps` counts them.
+
+    Returns:
+        An entry for each: two empty masks give 1.0 in `overall`, and None for a subtype, so that a mean over scans
+        leaves out those in which neither mask holds it.
+    """
+    return {name: counts.iou if name == OVERALL or counts.union else None for name, counts in overlaps.items()}
 
 
 def lobe_percentages(lesions: MaskArray, lobes: LabelArray) -> dict[str, float | None]:

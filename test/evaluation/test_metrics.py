@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.errors import InputError
-from evaluation.metrics import dice, iou, lesion_ious, lobe_percentages, overlap
+from evaluation.metrics import dice, iou, lesion_ious, lesion_overlaps, lobe_percentages, overlap
 
 SHAPE = (2, 3, 4)
 
@@ -45,7 +45,7 @@ def test_empty_masks(metric, reference, prediction, expected) -> None:
     ids=["both empty", "prediction empty", "reference empty"],
 )
 def test_empty_subtype(reference, prediction, expected) -> None:
-    ious = lesion_ious(reference, prediction)
+    ious = lesion_ious(lesion_overlaps(reference, prediction))
     assert ious["mixed"] == expected
     assert ious["ground_glass"] is None
     assert ious["overall"] == (1.0 if expected is None else 0.0)
@@ -55,11 +55,11 @@ def test_lesion_ious_by_hand() -> None:
     reference = labels(v0=1, v1=1, v2=1, v3=2, v4=3)
     prediction = labels(v0=1, v1=1, v2=2, v3=2, v5=3)
     expected = {"overall": 4 / 6, "ground_glass": 2 / 3, "consolidation": 1 / 2, "mixed": 0.0}
-    assert lesion_ious(reference, prediction) == pytest.approx(expected)
+    assert lesion_ious(lesion_overlaps(reference, prediction)) == pytest.approx(expected)
 
 
 def test_iou_of_a_wrong_subtype_still_counts_as_lesion() -> None:
-    assert lesion_ious(labels(v0=1), labels(v0=2)) == {
+    assert lesion_ious(lesion_overlaps(labels(v0=1), labels(v0=2))) == {
         "overall": 1.0,
         "ground_glass": 0.0,
         "consolidation": 0.0,
@@ -93,6 +93,6 @@ def test_refuses_masks_that_are_not_bool() -> None:
 
 def test_refuses_unknown_labels() -> None:
     with pytest.raises(InputError, match="prediction_labels: got labels 0 to 4, expected 0 to 3"):
-        lesion_ious(labels(), labels(v0=4))
+        lesion_overlaps(labels(), labels(v0=4))
     with pytest.raises(InputError, match="reference_labels: got float64, expected integer labels"):
-        lesion_ious(labels().astype(float), labels())
+        lesion_overlaps(labels().astype(float), labels())

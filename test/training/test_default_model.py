@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from algorithm.model import PACKAGED_DIRECTORY, load_model
+from algorithm.model import PACKAGED_DIRECTORY
 from algorithm.segmenter import LesionSegmenter
 from algorithm.subtypes import find_components, paint, vote
 from evaluation.metrics import iou
@@ -36,8 +36,8 @@ def test_lesions_of_a_fixed_phantom(segmenter, case, phantom):
     assert iou(phantom.lesions.array > 0, found) >= LEAST_IOU[case]
 
 
-def test_subtypes_of_the_lesions_of_a_fixed_phantom(case, phantom):
-    model, lesions = load_model(PACKAGED_DIRECTORY), phantom.lesions.array
+def test_subtypes_of_the_lesions_of_a_fixed_phantom(segmenter, case, phantom):
+    model, lesions = segmenter.model, phantom.lesions.array
     found = find_components(lesions > 0, phantom.ct.array, voxel_ml=phantom.ct.geometry.voxel_ml)
     named = paint(found, vote(found, model.reference, model.description.subtype_vote))
     assert (named == lesions)[lesions > 0].mean() >= LEAST_NAMED[case]

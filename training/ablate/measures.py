@@ -12,7 +12,7 @@ from algorithm.errors import InputError
 from algorithm.lobes import LOBES
 from algorithm.subtypes import DEFAULT_RULES, ReferenceComponents, VoteRules, find_components, paint, vote
 from evaluation.agreement import scores_from_percentages
-from evaluation.metrics import SUBTYPES, iou, lesion_ious, lobe_percentages, overlap
+from evaluation.metrics import OVERALL, SUBTYPES, Overlap, lesion_ious, lesion_overlaps, lobe_percentages, overlap
 from training.cases import UNKNOWN_SUBTYPE, Case, Scan
 
 
@@ -49,26 +49,24 @@ def measure(
     predicted = paint(found, vote(found, components, rules))
     is_known = not (reference == UNKNOWN_SUBTYPE).any()
     try:
-        ious = lesion_ious(reference, predicted) if is_known else {"overall": iou(reference > 0, predicted > 0)}
+        overlaps = lesion_overlaps(reference, predicted) if is_known else {OVERALL: overlap(reference > 0, lesions)}
     except evaluation.errors.InputError as error:
         raise InputError(f"case {case.name}: reference lesions: {error}") from error
-    of_subtypes: dict[str, int | None] = {}
-    for label, subtype in SUBTYPES.items():
-        voxels = _voxels(reference == label, predicted == label, f"_{subtype}")
-        of_subtypes |= voxels if is_known else dict.fromkeys(voxels)
+    ious, voxels = lesion_ious(overlaps), _voxels(overlaps[OVERALL], "")
+    for subtype in SUBTYPES.values():
+        voxels |= _voxels(overlaps.get(subtype), f"_{subtype}")
     return {
-        "iou": ious["overall"],
+        "iou": ious[OVERALL],
         **{f"iou_{subtype}": ious.get(subtype) for subtype in SUBTYPES.values()},
-        **_voxels(reference > 0, lesions, ""),
-        **of_subtypes,
+        **voxels,
         **_scores(case, lobe_percentages(lesions, scan.lobes.array)),
     }
 
 
-def _voxels(reference: NDArray[np.bool_], predicted: NDArray[np.bool_], suffix: str) -> dict[str, int]:
-    counts = overlap(reference, predicted)
-    named = {"reference": counts.reference, "predicted": counts.prediction, "common": counts.intersection}
-    return {f"{name}_voxels{suffix}": number for name, number in named.items()}
+def _voxels(counts: Overlap | None, suffix: str) -> dict[str, int | None]:
+    numbers = (counts.reference, counts.prediction, counts.intersection) if counts else (None, None, None)
+    names = (f"{name}_voxels{suffix}" for name in ("reference", "predicted", "common"))
+    return dict(zip(names, numbers, strict=True))
 
 
 def reference_labels(case: Case, scan: Scan) -> NDArray[np.integer]:
