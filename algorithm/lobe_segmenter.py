@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from algorithm.engine import make_network
 from algorithm.errors import InputError
+from algorithm.fissures import along_fissures
 from algorithm.folded_network import FoldedUNet
 from algorithm.images import Geometry, Volume
 from algorithm.lobe_checks import doubts_about_found, doubts_about_given, require_lungs
@@ -66,21 +68,23 @@ def found_lobes(labels: Volume, ct: Volume, source: Source, confidence: dict[int
 
 
 class LobeSegmenter:
-    """The lobe network of a loaded model on a device."""
+    """The lobe networks of a loaded model on a device."""
 
     def __init__(self, model: Model, device: torch.device) -> None:
-        """Put the network on a device.
+        """Put the networks on a device.
 
         Raises:
             InputError: the model holds no lobe network.
         """
-        if model.lobe_network is None or model.description.lobe_network is None:
+        if model.lobe_networks is None or model.description.lobe_network is None:
             raise InputError(
                 "got a CT without lobes, and this model cannot find them; give a lobe mask (--lobes, or the socket "
                 "pulmonary-lobes), or use a model with a lobe network"
             )
         self.settings = model.description.lobe_network
-        self.network = model.lobe_network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        chest, fissures = model.lobe_networks.chest, model.lobe_networks.fissures
+        self.network = chest.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.fissures = make_network(fissures, device=device) if fissures is not None else None
         self.device = device
 
     def segment(self, ct: Volume) -> FoundLobes:
@@ -102,8 +106,12 @@ class LobeSegmenter:
                 "lobes in; crop it to the chest, or give a lobe mask"
             )
         image = lobe_network_input(canonical, spacing_mm=self.settings.spacing_mm, window_hu=self.settings.window_hu)
-        probability = lobe_probability(self.network, image.array, self.device, spacing_mm=self.settings.spacing_mm)
+        spacing_mm = self.settings.spacing_mm
+        probability = lobe_probability(self.network, image.array, self.device, spacing_mm=spacing_mm)
         confidence = expected_dice(probability)
+        if self.fissures is not None:
+            found = hard_labels(probability)
+            probability = along_fissures(probability, found, image.array, self.fissures, spacing_mm=spacing_mm)
         labels = labels_at(probability, image.geometry, canonical.geometry)
         return found_lobes(from_canonical(canonical.with_array(labels), ct.geometry), ct, "model", confidence)
 

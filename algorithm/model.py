@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from algorithm.errors import InputError
 from algorithm.folded_network import FoldedUNet
@@ -35,6 +35,20 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LobeNetworks(nn.Module):
+    """What a model finds lobes with.
+
+    Attributes:
+        chest: finds them in a whole scan; six logits, background first.
+        fissures: one logit, of a voxel beside a fissure, on the same grid; None where a model has no such network.
+    """
+
+    def __init__(self, chest: FoldedUNet, fissures: UNet3D | None) -> None:
+        """Join networks."""
+        super().__init__()
+        self.chest, self.fissures = chest, fissures
+
+
 class Architecture(_Part):
     """Size of the final network; everything else about it is fixed."""
 
@@ -52,7 +66,7 @@ class Preprocessing(_Part):
 
 
 class LobeNetwork(_Part):
-    """The network that finds the lobes where none are given: its size, and how a scan becomes its input."""
+    """The networks that find the lobes where none are given: their size, and how a scan becomes their input."""
 
     name: Literal["UNet3D"] = "UNet3D"
     width: int = Field(ge=1)
@@ -60,11 +74,14 @@ class LobeNetwork(_Part):
     norm: Literal["instance"] = "instance"
     spacing_mm: float = Field(gt=0)
     fold: int = Field(1, ge=1, description="voxels per axis of the blocks that the network computes on")
+    fissure_width: int | None = Field(None, ge=1, description="of the network that sees fissures; null without one")
     window_hu: tuple[float, float]
 
-    def untrained(self) -> FoldedUNet:
-        """A network of this size, with a logit for the background and one for each lobe, by label."""
-        return FoldedUNet(classes=1 + len(LOBES), width=self.width, fold=self.fold, norm=self.norm)
+    def untrained(self) -> LobeNetworks:
+        """Networks of this size."""
+        chest = FoldedUNet(classes=1 + len(LOBES), width=self.width, fold=self.fold, norm=self.norm)
+        fissures = UNet3D(out_channels=1, width=self.fissure_width, padding="valid") if self.fissure_width else None
+        return LobeNetworks(chest, fissures)
 
 
 class ModelDescription(_Part):
@@ -110,7 +127,7 @@ class Model:
     description: ModelDescription
     network: UNet3D
     reference: ReferenceComponents
-    lobe_network: FoldedUNet | None
+    lobe_networks: LobeNetworks | None
 
 
 def find_model(explicit: Path | None = None) -> Path:
@@ -148,10 +165,10 @@ def load_model(directory: Path) -> Model:
         norm=description.architecture.norm,
     )
     _load_weights(network, contents[LESION_WEIGHTS], directory / LESION_WEIGHTS)
-    lobe_network = description.lobe_network.untrained().eval() if description.lobe_network else None
-    if lobe_network is not None:
-        _load_weights(lobe_network, contents[LOBE_WEIGHTS], directory / LOBE_WEIGHTS)
-    return Model(description, network.eval(), ReferenceComponents.read(directory / SUBTYPE_TABLE), lobe_network)
+    lobe_networks = description.lobe_network.untrained().eval() if description.lobe_network else None
+    if lobe_networks is not None:
+        _load_weights(lobe_networks, contents[LOBE_WEIGHTS], directory / LOBE_WEIGHTS)
+    return Model(description, network.eval(), ReferenceComponents.read(directory / SUBTYPE_TABLE), lobe_networks)
 
 
 def sha256(content: bytes) -> str:
@@ -197,7 +214,7 @@ def _checked(path: Path, digest: str) -> bytes:
     return content
 
 
-def _load_weights(network: UNet3D, content: bytes, path: Path) -> None:
+def _load_weights(network: nn.Module, content: bytes, path: Path) -> None:
     try:
         weights: dict[str, Tensor] = load_safetensors(content)
     except SafetensorError as error:

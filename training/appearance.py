@@ -6,6 +6,7 @@ sharpness and field of view vary far beyond what is real, and lesions fill anyth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from algorithm.lobes import LEFT, LOBES, RIGHT
 WINDOW_HU = (-1024.0, 400.0)  # of the lobe network's input, for which all else is meant
 CONSOLIDATION_HU = (-140.0, 90.0)
 GLASS_GAIN_HU = (100.0, 570.0)
+FISSURE_GAIN_HU = (15.0, 150.0)  # of the voxels on either side of a border, of the lobe network's 1.5 mm
 CELL_VOXELS = (6, 32)  # between the independent values of a random field
 
 
@@ -56,6 +58,19 @@ def random_field(shape: tuple[int, ...], rng: np.random.Generator, device: torch
     coarse = rng.standard_normal([max(2, round(n / cell)) for n in shape], dtype=np.float32)
     values = torch.from_numpy(coarse).to(device)[None, None]
     return functional.interpolate(values, size=shape, mode="trilinear", align_corners=False)[0, 0]
+
+
+def draw_fissures(image: Tensor, borders: Tensor, rng: np.random.Generator) -> Tensor:
+    """Put faint to bright sheets where lobes meet, absent in places.
+
+    Args:
+        image: windowed intensity, (D, H, W).
+        borders: 1 on either side of a border between two lobes, else 0, the same shape.
+        rng: draws everything.
+    """
+    low, high = (math.log(gain / (WINDOW_HU[1] - WINDOW_HU[0])) for gain in FISSURE_GAIN_HU)
+    whole = (random_field(tuple(image.shape), rng, image.device) * 2 + float(rng.uniform(0.2, 1.6))).clamp(0, 1)
+    return image + borders * whole * math.exp(rng.uniform(low, high))
 
 
 def _some_lobes(lobes: Tensor, rng: np.random.Generator) -> Tensor:

@@ -22,6 +22,7 @@ from algorithm.model import (
     SUBTYPE_TABLE,
     Architecture,
     LobeNetwork,
+    LobeNetworks,
     ModelDescription,
     Preprocessing,
     load_model,
@@ -29,11 +30,13 @@ from algorithm.model import (
 )
 from training.cases import of_split, read_cases
 from training.files import write_text, write_whole
+from training.fissures import STAGE as FISSURE_STAGE
+from training.fissures import trained as trained_fissures
 from training.lobes import STAGE as LOBE_STAGE
 from training.lobes import description as lobe_description
 from training.lobes import trained as trained_lobes
 from training.segment import lesion_border, trained_network
-from training.settings import LobeSettings
+from training.settings import FissureSettings, LobeSettings, Settings
 from training.stages import Run, commits_behind
 from training.subtypes import vote_rules
 
@@ -45,7 +48,7 @@ PLACES = {"lobes": {"start_from"}, "export": {"lobes_from"}}  # settings that ar
 
 
 class LobePart(NamedTuple):
-    """A lobe network, what it is, and how it was trained and did on its validation cases."""
+    """Lobe networks, what they are, and how they were trained and did on their validation cases."""
 
     weights: bytes
     network: LobeNetwork
@@ -82,15 +85,25 @@ def _contiguous(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _lobes_of_run(run: Run) -> LobePart | None:
-    """What the stage lobes learnt, where it was run."""
+    """What the stages lobes and fissures learnt, where the former was run."""
     record = run.record_if_current(LOBE_STAGE)
     if record is None:
         return None
     settings = LobeSettings(**record["settings"]["lobes"])
-    about = {name: record[name] for name in ("seed", "data_sha256", "results", "environment")}
-    about["settings"] = settings.model_dump(mode="json", exclude=PLACES["lobes"])
-    weights = to_safetensors(_contiguous(trained_lobes(settings, run.folder(LOBE_STAGE))))
-    return LobePart(weights, lobe_description(settings), {"data": run.config.export.lobe_data, **about})
+    networks = LobeNetworks(trained_lobes(settings, run.folder(LOBE_STAGE)), None)
+    about = {"data": run.config.export.lobe_data, **_about(record, settings)}
+    width, refined = None, run.record_if_current(FISSURE_STAGE)
+    if refined is not None:
+        of_fissures = FissureSettings(**refined["settings"])
+        networks.fissures = trained_fissures(of_fissures, run.folder(FISSURE_STAGE))
+        width, about["fissures"] = of_fissures.width, _about(refined, of_fissures)
+    return LobePart(to_safetensors(_contiguous(networks)), lobe_description(settings, fissure_width=width), about)
+
+
+def _about(record: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """What a model says of how a stage trained a network; no path of this machine."""
+    recorded = {name: record[name] for name in ("seed", "data_sha256", "results", "environment")}
+    return {**recorded, "settings": settings.model_dump(mode="json", exclude=PLACES["lobes"])}
 
 
 def lobes_of_model(directory: Path | None) -> LobePart | None:

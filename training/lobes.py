@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 -m training lobes --data DATA --run-dir RUN
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,20 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional
 
+from algorithm.engine import make_network
 from algorithm.errors import InputError
+from algorithm.fissures import along_fissures
 from algorithm.folded_network import FoldedUNet
-from algorithm.lobe_segmenter import lobe_probability
+from algorithm.lobe_segmenter import hard_labels, lobe_probability
 from algorithm.lobes import LOBES
 from algorithm.model import LobeNetwork, load_model
+from algorithm.network import UNet3D
 from evaluation.metrics import dice
 from training.batches import Batches
 from training.cases import Case, of_split, read_table
 from training.lobe_scans import LobeScan, LobeScanItem, cache_scan, random_crop, read_lobe_scan
 from training.logbook import Logbook
-from training.loop import Terms, Validation, load_trained, make_fabric, train
+from training.loop import Terms, Validation, keep_best, load_trained, make_fabric, train
 from training.parallel import over_scans
 from training.settings import LobeSettings
 from training.stages import Run
@@ -49,7 +53,7 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
     cases = cases_to_learn_from(run.data)
     fabric = make_fabric(run, settings.precision)
     network, started_from = first_network(settings), _about_the_start(settings)
-    scans, validation = _cached_scans(run, cases, folder / CACHE, fabric)
+    scans, validation = cached_scans(run, cases, folder / CACHE, fabric)
 
     def terms(model: nn.Module, items: list[LobeScanItem], step: int) -> Terms:
         crops = (random_crop(item, settings, seed=seed, device=fabric.device) for item in items)
@@ -60,18 +64,12 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
         assert isinstance(network, FoldedUNet)
         return measure_dice(network, validation, fabric.device, spacing_mm=spacing)
 
-    train(
-        fabric,
-        network,
-        Batches(scans, read_lobe_scan, size=settings.batch, seed=seed),
-        terms,
-        settings,
-        folder,
-        validation=Validation(settings.validate_every, 0, measure, lambda values: (values["dice"],))
-        if validation
-        else None,
-        readers=run.workers.count,
-    )
+    if settings.steps == 0:
+        keep_best(fabric, network, 0, folder)
+    else:
+        batches = Batches(scans, read_lobe_scan, size=settings.batch, seed=seed)
+        judged = validation_by_dice(settings.validate_every, measure) if validation else None
+        train(fabric, network, batches, terms, settings, folder, validation=judged, readers=run.workers.count)
     best = trained(settings, folder).to(fabric.device)
     with torch.inference_mode(), fabric.autocast():
         results = measure_dice(best, validation, fabric.device, spacing_mm=spacing) if validation else {}
@@ -79,8 +77,13 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
     return numbers | started_from
 
 
-def _cached_scans(run: Run, cases: list[Case], folder: Path, fabric: Fabric) -> tuple[list[LobeScan], list[LobeScan]]:
-    """The scans of the training and of the validation cases; processes share the work of caching them."""
+def validation_by_dice(every: int, measure: Callable[[nn.Module, int, Logbook], dict[str, float]]) -> Validation:
+    """The best network is the one of the greatest mean Dice."""
+    return Validation(every, 0, measure, lambda values: (values["dice"],))
+
+
+def cached_scans(run: Run, cases: list[Case], folder: Path, fabric: Fabric) -> tuple[list[LobeScan], list[LobeScan]]:
+    """The scans of the training and of the validation cases; processes share the work of caching them in a folder."""
     train, validation = (of_split(cases, split) for split in ("train", "validation"))
     mine = [*train, *validation][fabric.global_rank :: fabric.world_size]
     over_scans("scans", partial(cache_scan, folder=folder, settings=run.config.lobes), mine, run.workers)
@@ -100,16 +103,20 @@ def cases_to_learn_from(data: Path) -> list[Case]:
     return cases
 
 
-def description(settings: LobeSettings) -> LobeNetwork:
-    """What model.json says of the network."""
+def description(settings: LobeSettings, *, fissure_width: int | None = None) -> LobeNetwork:
+    """What model.json says of the network, and of the one that follows fissures, where there is one."""
     return LobeNetwork(
-        width=settings.width, spacing_mm=settings.spacing_mm, fold=settings.fold, window_hu=settings.window_hu
+        width=settings.width,
+        spacing_mm=settings.spacing_mm,
+        fold=settings.fold,
+        fissure_width=fissure_width,
+        window_hu=settings.window_hu,
     )
 
 
 def new_network(settings: LobeSettings) -> FoldedUNet:
     """The untrained network."""
-    network = description(settings).untrained()
+    network = description(settings).untrained().chest
     network.set_prior(PRIOR)
     return network
 
@@ -123,13 +130,14 @@ def first_network(settings: LobeSettings) -> FoldedUNet:
     if settings.start_from is None:
         return new_network(settings)
     model = load_model(settings.start_from)
-    theirs, ours = model.description.lobe_network, description(settings)
-    if model.lobe_network is None or theirs != ours:
+    theirs = model.description.lobe_network
+    ours = description(settings, fissure_width=theirs.fissure_width if theirs else None)
+    if model.lobe_networks is None or theirs != ours:
         raise InputError(
             f"lobes.start_from: {settings.start_from} has {theirs or 'no lobe network'}, expected {ours}; "
             "name another model, or set [lobes] as it was trained"
         )
-    return model.lobe_network.train()
+    return model.lobe_networks.chest.train()
 
 
 def _about_the_start(settings: LobeSettings) -> dict[str, Any]:
@@ -164,15 +172,32 @@ def lobe_terms(logits: Tensor, target: Tensor) -> Terms:
 
 
 def measure_dice(
-    network: FoldedUNet, scans: list[LobeScan], device: torch.device, *, spacing_mm: float
+    network: FoldedUNet,
+    scans: list[LobeScan],
+    device: torch.device,
+    *,
+    spacing_mm: float,
+    fissures: UNet3D | None = None,
 ) -> dict[str, float]:
-    """Mean Dice of each lobe, by its key, and over all lobes, on the network's own grid."""
+    """Mean Dice of each lobe, by its key, and over all lobes, on the network's own grid.
+
+    Args:
+        network: finds the lobes.
+        scans: to measure on.
+        device: where to compute.
+        spacing_mm: of the network.
+        fissures: sees the fissures along which borders are drawn again, with valid padding; None leaves them.
+    """
     per_lobe: dict[str, list[float]] = {lobe.key: [] for lobe in LOBES}
+    sees_fissures = make_network(fissures, device=device) if fissures is not None else None
     for scan in scans:
         item = read_lobe_scan(scan)
         image = item.image.float().numpy()
-        found = lobe_probability(network, image, device, spacing_mm=spacing_mm).argmax(axis=0)
-        reference = item.lobes.numpy()
+        probability = lobe_probability(network, image, device, spacing_mm=spacing_mm)
+        if sees_fissures is not None:
+            labels = hard_labels(probability)
+            probability = along_fissures(probability, labels, image, sees_fissures, spacing_mm=spacing_mm)
+        found, reference = probability.argmax(axis=0), item.lobes.numpy()
         for lobe in LOBES:
             if (reference == lobe.label).any():
                 per_lobe[lobe.key].append(dice(reference == lobe.label, found == lobe.label))

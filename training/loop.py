@@ -241,10 +241,16 @@ def _validate(
     rank = list(validation.rank(values))
     if finished < validation.first or (best and rank <= best):
         return best
+    keep_best(fabric, network, finished, folder)
+    return rank
+
+
+def keep_best(fabric: Fabric, network: nn.Module, finished: int, folder: Path) -> None:
+    """Write the weights that `load_trained` reads: those after some steps, the best so far."""
     if fabric.is_global_zero:
         state = {"step": finished, "network": network.state_dict()}
         write_whole(folder / BEST, lambda file: torch.save(state, file))
-    return rank
+    fabric.barrier()
 
 
 def _save_checkpoint(

@@ -16,6 +16,7 @@ from training.cam import cam
 from training.complete import require_complete
 from training.crf import require_engine
 from training.export import export, lobes_of_model
+from training.fissures import fissures
 from training.lobes import cases_to_learn_from, first_network, lobes
 from training.prepare import prepare
 from training.pseudo import pseudo
@@ -144,6 +145,14 @@ LOBES = Stage(
     lobes,
     together=True,
 )
+FISSURES = Stage(
+    "fissures",
+    "Train the network that sees fissures, along which the borders of these lobes are drawn again.",
+    (LOBES,),
+    lambda c: c.fissures,
+    fissures,
+    together=True,
+)
 ABLATE = Stage(
     "ablate",
     "Train what the main run lacks, and compare every row of the paper's tables on the test cases.",
@@ -157,11 +166,15 @@ EXPORT = Stage(
     (SEGMENT, SUBTYPES),
     _export_inputs,
     export,
-    uses=("ablate", "lobes"),
+    uses=("ablate", "lobes", "fissures"),
 )
-STAGES = (PREPARE, SUBTYPES, VESSELS, REGRESS, CAM, PSEUDO, SEGMENT, SEGMENT_REFERENCE, ABLATE, LOBES, EXPORT)
+STAGES = (
+    *(PREPARE, SUBTYPES, VESSELS, REGRESS, CAM, PSEUDO, SEGMENT, SEGMENT_REFERENCE, ABLATE),
+    *(LOBES, FISSURES, EXPORT),
+)
 
 COMPARISON = (CAM, SEGMENT_REFERENCE, ABLATE)  # of no use to the model itself
+OF_LOBES = (LOBES, FISSURES)  # which may learn from data of their own
 _SIGNAL_AT_DEATH_OF_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 
 
@@ -184,9 +197,9 @@ def run_all(run: Run, config: str, *, with_comparison: bool, lobe_data: Path | N
     require_complete(run.data, with_comparison=with_comparison)
     require_settings(run.config, with_comparison=with_comparison, lobe_data=lobe_data)
     for stage in STAGES:
-        if (stage in COMPARISON and not with_comparison) or (stage is LOBES and lobe_data is None):
+        if (stage in COMPARISON and not with_comparison) or (stage in OF_LOBES and lobe_data is None):
             continue
-        data = lobe_data if stage is LOBES else run.data
+        data = lobe_data if stage in OF_LOBES else run.data
         options = ["--data", str(data), "--run-dir", str(run.directory), "--config", config, "--device", run.device]
         options += ["--workers", str(run.workers.count)] + (["--dask", run.workers.dask] if run.workers.dask else [])
         code = in_own_process([sys.executable, "-m", "training", stage.name, *options])

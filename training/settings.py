@@ -157,7 +157,7 @@ class LobeSettings(LoopSettings):
     """The network that finds the lobes of a scan that comes without."""
 
     width: int = Field(16, ge=1, description="filters of the network's first convolution")
-    steps: int = Field(10_000, ge=1, description="optimiser steps")
+    steps: int = Field(10_000, ge=0, description="optimiser steps; 0 leaves the network of start_from as it is")
     batch: int = Field(1, ge=1, description="crops per step and process")
     learning_rate: float = Field(1e-3, gt=0, description="of the optimiser at the first step")
     spacing_mm: float = Field(1.5, gt=0, description="isotropic spacing of the network's input")
@@ -175,6 +175,12 @@ class LobeSettings(LoopSettings):
     validate_every: int = Field(500, ge=1, description="steps between validations")
 
     @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if not self.steps and self.start_from is None:
+            raise ValueError("steps: got 0 without start_from, expected steps to train a network, or one to take")
+        return self
+
+    @model_validator(mode="after")
     def _check_order(self) -> Self:
         for name, (low, high) in {"window_hu": self.window_hu, "scale_range": self.scale_range}.items():
             if low > high or (name == "window_hu" and low == high):
@@ -190,6 +196,26 @@ class LobeSettings(LoopSettings):
                 f"with fold {self.fold}"
             )
         check_mixed_precision(self.precision, self.crop_size_zyx[0] // self.fold)
+        return self
+
+
+class FissureSettings(BatchNormSettings):
+    """The network that sees fissures, of which the borders of found lobes are drawn again."""
+
+    width: int = Field(8, ge=1, description="filters of the network's first convolution")
+    patch_size: int = Field(
+        64, multiple_of=PERIOD, ge=16, description="voxels per side of a patch, of the lobes' spacing"
+    )
+    batch: int = Field(2, ge=1, description="patches per step and process")
+    steps: int = Field(10_000, ge=1, description="optimiser steps")
+    learning_rate: float = Field(2e-3, gt=0, description="of the optimiser at the first step")
+    drawn_share: float = Field(0.7, ge=0, le=1, description="of patches whose fissures are drawn, faint to bright")
+    spotted_share: float = Field(0.2, ge=0, le=1, description="of patches that are given lesions, spot to lobe")
+    validate_every: int = Field(500, ge=1, description="steps between validations")
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        check_mixed_precision(self.precision, self.patch_size)
         return self
 
 
@@ -283,6 +309,7 @@ class TrainingConfig(Settings):
     segment: SegmentSettings = SegmentSettings()
     subtypes: SubtypeSettings = SubtypeSettings()
     lobes: LobeSettings = LobeSettings()
+    fissures: FissureSettings = FissureSettings()
     export: ExportSettings = ExportSettings()
 
     @model_validator(mode="after")

@@ -172,7 +172,7 @@ def _tiny_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     weights = to_safetensors(UNet3D(out_channels=3, width=1, padding="valid").state_dict())
     rows = ["volume_ml,mean_hu,sd_hu,subtype", "5,-550,80,1", "2,-600,60,1", "3,-100,280,2", "8,-80,250,2"]
-    lobe_network = LobeNetwork(width=1, spacing_mm=1.5, fold=2, window_hu=(-1024.0, 400.0))
+    lobe_network = LobeNetwork(width=1, spacing_mm=1.5, fold=2, fissure_width=1, window_hu=(-1024.0, 400.0))
     lobe_weights = to_safetensors(lobe_network.untrained().state_dict())
     files = {
         "lesion.safetensors": weights,

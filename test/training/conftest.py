@@ -42,6 +42,7 @@ def tiny_config() -> TrainingConfig:
                 **loop, "spacing_mm": 8.0, "crop_size_zyx": [32, 32, 32], "steps": 6, "checkpoint_every": 2,
                 "validate_every": 3,
             },
+            "fissures": {**loop, "patch_size": 16, "steps": 6, "checkpoint_every": 2, "validate_every": 3},
             "pseudo": {"scales": [1.0, 1.5]},
             "segment": {**loop, "crop_size": 92, "steps": 3},
         }

@@ -24,7 +24,7 @@ from training.lobe_scans import LobeScan, LobeScanItem, random_crop, read_lobe_s
 from training.lobes import lobe_terms, measure_dice, new_network
 from training.lobes import trained as trained_network
 from training.run import LOBES as STAGE
-from training.settings import TrainingConfig
+from training.settings import LobeSettings, TrainingConfig
 from training.stages import Run, execute
 
 
@@ -116,14 +116,30 @@ def test_training_may_begin_with_the_network_of_a_model(trained: Run, tmp_path: 
     model = find_model()
     run = start_from(trained, tmp_path, model, **as_of_model(model), steps=1, learning_rate=1e-9)
     execute(run, STAGE)
-    theirs = load_model(model).lobe_network
+    theirs = load_model(model).lobe_networks
     ours = trained_network(run.config.lobes, run.folder("lobes"))
     assert theirs is not None
-    for name, value in theirs.state_dict().items():
+    for name, value in theirs.chest.state_dict().items():
         assert torch.allclose(ours.state_dict()[name], value, atol=1e-6)
     began = run.record("lobes")["results"]["started_from"]
     description = load_model(model).description
     assert began == {"lobe_weights_sha256": description.files["lobes.safetensors"], **description.training["lobes"]}
+
+
+def test_no_steps_take_the_network_of_a_model_as_it_is(trained: Run, tmp_path: Path) -> None:
+    model = find_model()
+    run = start_from(trained, tmp_path, model, **as_of_model(model), steps=0)
+    execute(run, STAGE)
+    theirs = load_model(model).lobe_networks
+    ours = trained_network(run.config.lobes, run.folder("lobes"))
+    assert theirs is not None
+    assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.chest.state_dict().items())
+    assert set(run.record("lobes")["results"]["validation"]) == {"dice", "lul", "lll", "rul", "rll", "rml"}
+
+
+def test_no_steps_and_no_network_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps: got 0 without start_from"):
+        LobeSettings(steps=0)
 
 
 def test_other_weights_to_start_from_are_noticed(trained: Run, tmp_path: Path) -> None:
@@ -192,7 +208,8 @@ def test_measure_dice(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(lobes, "read_lobe_scan", labels_as_image)
     cases, cache = of_split(read_table(trained.data), "train"), trained.folder("lobes") / "cache"
-    dices = measure_dice(Perfect(), [LobeScan(case.name, cache) for case in cases], torch.device("cpu"), spacing_mm=3)
+    scans = [LobeScan(case.name, cache) for case in cases]
+    dices = measure_dice(Perfect(), scans, torch.device("cpu"), spacing_mm=3)
     assert dices == pytest.approx(dict.fromkeys(("dice", "lul", "lll", "rul", "rll", "rml"), 1.0), abs=0.01)
 
 

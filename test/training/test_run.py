@@ -52,14 +52,17 @@ def test_the_tarball_lands_directly_in_the_model_directory(finished):
         ]
 
 
-def test_the_model_holds_the_lobe_network_and_how_it_was_trained(finished):
+def test_the_model_holds_the_lobe_networks_and_how_it_was_trained(finished):
     model = load_model(finished.folder("export") / "model")
-    trained = torch.load(finished.folder("lobes") / "best.pt")["network"]
-    assert all(torch.equal(value, trained[name]) for name, value in model.lobe_network.state_dict().items())
+    for stage, network in (("lobes", model.lobe_networks.chest), ("fissures", model.lobe_networks.fissures)):
+        trained = torch.load(finished.folder(stage) / "best.pt")["network"]
+        assert all(torch.equal(value, trained[name]) for name, value in network.state_dict().items())
     assert model.description.lobe_network.spacing_mm == 8.0
     about = model.description.training["lobes"]
     assert about["results"]["training_cases"] == 3
     assert about["data_sha256"] == finished.record("lobes")["data_sha256"]
+    assert about["fissures"]["settings"]["steps"] == finished.config.fissures.steps
+    assert about["fissures"]["results"] == finished.record("fissures")["results"]
 
 
 def _link(finished, directory, stages):
@@ -86,7 +89,7 @@ def test_a_better_sentence_on_the_lobes_data_costs_an_export_and_no_training(fin
 
 
 def test_the_model_does_not_say_where_the_training_of_its_lobe_network_began(finished, tmp_path):
-    _link(finished, tmp_path, [name for name in ALL_BUT_EXPORT if name != "lobes"])
+    _link(finished, tmp_path, [name for name in ALL_BUT_EXPORT if name not in ("lobes", "fissures")])
     shutil.copytree(finished.directory / "lobes", tmp_path / "lobes")
     record = finished.record("lobes")
     record["settings"]["lobes"]["start_from"] = "/a/place/of/this/machine"
@@ -99,7 +102,7 @@ def test_the_model_does_not_say_where_the_training_of_its_lobe_network_began(fin
 
 def _without_lobes(finished, directory, config):
     """The finished run, but for its lobe network and what was exported."""
-    _link(finished, directory, [name for name in ALL_BUT_EXPORT if name != "lobes"])
+    _link(finished, directory, [name for name in ALL_BUT_EXPORT if name not in ("lobes", "fissures")])
     return replace(finished, directory=directory, config=config)
 
 
@@ -110,7 +113,7 @@ def test_without_lobes_the_model_has_no_lobe_network(finished, tmp_path):
     execute(run, STAGES[-1])
     assert not (tmp_path / "export" / "model" / LOBE_WEIGHTS).exists()
     model = load_model(run.folder("export") / "model")
-    assert model.lobe_network is None and "lobes" not in model.description.training
+    assert model.lobe_networks is None and "lobes" not in model.description.training
 
 
 def test_the_lobe_network_of_another_model_is_taken_over(finished, tiny_config, tmp_path):
@@ -121,8 +124,27 @@ def test_the_lobe_network_of_another_model_is_taken_over(finished, tiny_config, 
     assert ours.description.lobe_network == theirs.description.lobe_network
     assert ours.description.training["lobes"] == theirs.description.training["lobes"]
     assert str(tmp_path.parent) not in ours.description.model_dump_json()
-    weights = ours.lobe_network.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in theirs.lobe_network.state_dict().items())
+    weights = ours.lobe_networks.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in theirs.lobe_networks.state_dict().items())
+
+
+def test_without_fissures_the_lobe_network_looks_again_itself(finished, tmp_path):
+    _link(finished, tmp_path, [name for name in ALL_BUT_EXPORT if name != "fissures"])
+    run = replace(finished, directory=tmp_path)
+    execute(run, STAGES[-1])
+    model = load_model(run.folder("export") / "model")
+    assert model.lobe_networks.fissures is None and model.description.lobe_network.fissure_width is None
+    assert "fissures" not in model.description.training["lobes"]
+
+
+def test_fissures_learnt_of_another_lobe_network_are_not_exported(finished, tmp_path):
+    _link(finished, tmp_path, [name for name in ALL_BUT_EXPORT if name != "lobes"])
+    shutil.copytree(finished.directory / "lobes", tmp_path / "lobes")
+    record = finished.record("lobes")
+    write_json(tmp_path / "lobes" / "done.json", record | {"seed": record["seed"] + 1})
+    run = replace(finished, directory=tmp_path)
+    execute(run, STAGES[-1])
+    assert load_model(run.folder("export") / "model").lobe_networks.fissures is None
 
 
 def test_a_model_without_a_lobe_network_has_none_to_take_over(finished, tiny_config, tmp_path):
@@ -243,8 +265,8 @@ def test_lobes_are_learnt_from_the_data_that_is_named_for_them_and_else_not(fini
     commands.clear()
     assert run_all(finished, "smoke", with_comparison=False, lobe_data=lobe_data) == 0
     data = {command[0]: command[command.index("--data") + 1] for command in commands}
-    assert list(data)[-2:] == ["lobes", "export"]
-    assert data.pop("lobes") == str(lobe_data)
+    assert list(data)[-3:] == ["lobes", "fissures", "export"]
+    assert {data.pop("lobes"), data.pop("fissures")} == {str(lobe_data)}
     assert set(data.values()) == {str(finished.data)}
     commands.clear()
     with pytest.raises(InputError, match="no-such"):
