@@ -16,7 +16,7 @@ LUNG_WINDOW = 0.4  # of the lobe network's intensity: -454 HU, where 0 and 1 are
 BAND_MM = 10.0  # to either side of a border, in which it is drawn again
 CORE_QUANTILE = 0.8  # of the distances in a lobe that lies in the band altogether
 TILE_MEMORY_BYTES = 0.8e9
-_OUTSIDE = 1 + max(lobe.label for lobe in LOBES)  # marks what no lobe may flow into
+WALL = 2.0  # around a lung: higher than any fissure
 
 
 def lobe_borders(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -135,14 +135,13 @@ def redraw(
         lung = np.isin(labels, side)
         if not (lung & (distance_mm <= BAND_MM)).any():
             continue
-        box = bounding_box(lung, (1, 1, 1))
-        cores = np.where(lung[box], _cores(labels[box], distance_mm[box]), _OUTSIDE).astype(np.uint8)
+        box = bounding_box(lung, (0, 0, 0))
+        height = np.where(lung, fissure, WALL)[box].astype(np.float32)
+        cores = np.where(lung, _cores(np.where(lung, labels, 0), distance_mm), 0)[box].astype(np.uint8)
         grown = sitk.MorphologicalWatershedFromMarkers(
-            sitk.GetImageFromArray(fissure[box]), sitk.GetImageFromArray(cores), markWatershedLine=False
+            sitk.GetImageFromArray(height), sitk.GetImageFromArray(cores), markWatershedLine=False
         )
-        found = sitk.GetArrayFromImage(grown)
-        own = lung[box] & (found != _OUTSIDE)
-        result[box][own] = found[own]
+        result[box][lung[box]] = sitk.GetArrayFromImage(grown)[lung[box]]
     return result
 
 

@@ -95,7 +95,7 @@ def test_no_lungs_give_no_labels():
 @pytest.mark.parametrize("shape", [(8, 16, 24), (9, 13, 18), (3, 4, 5)])
 def test_any_size_goes_through_the_network(tiny_model, shape):
     image = np.random.default_rng(0).random(shape, dtype=np.float32)
-    probability = probability_at_once(tiny_model.lobe_network, image, torch.device("cpu"))
+    probability = probability_at_once(tiny_model.lobe_networks.chest, image, torch.device("cpu"))
     assert probability.shape == (6, *shape)
     assert probability.sum(axis=0) == pytest.approx(1.0, abs=1e-5)
 
@@ -142,7 +142,7 @@ def test_without_lungs_there_is_no_second_time():
 @pytest.fixture
 def segmenter(tiny_model, monkeypatch) -> LobeSegmenter:
     segmenter = LobeSegmenter(tiny_model, torch.device("cpu"))
-    segmenter.network = Threshold()
+    segmenter.network, segmenter.fissures = Threshold(), None
     return segmenter
 
 
@@ -196,7 +196,7 @@ def test_a_model_without_a_lobe_network_says_so(tiny_model):
     from dataclasses import replace
 
     with pytest.raises(InputError, match="this model cannot find them; give a lobe mask"):
-        LobeSegmenter(replace(tiny_model, lobe_network=None), torch.device("cpu"))
+        LobeSegmenter(replace(tiny_model, lobe_networks=None), torch.device("cpu"))
 
 
 def test_a_scan_that_is_too_large_is_refused(segmenter):

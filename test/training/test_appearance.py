@@ -7,19 +7,19 @@ from functools import partial
 import numpy as np
 import torch
 
+from algorithm.fissures import lobe_borders
 from training.appearance import (
     FISSURE_GAIN_HU,
     WINDOW_HU,
     _consolidate_side,
-    _draw_fissures,
     _thicken_slices,
-    fissures,
+    draw_fissures,
     random_field,
 )
 from training.appearance import randomise as randomise_with
 
 SHAPE = (24, 20, 32)
-randomise = partial(randomise_with, fissure_share=0.7, spotted_share=0.2, consolidated_share=0.12)
+randomise = partial(randomise_with, spotted_share=0.2, consolidated_share=0.12)
 
 
 def chest() -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,10 +60,7 @@ def test_lesions_fill_lungs_up_to_tissue_in_some_draws_and_leave_them_alone_in_o
 def dense_draws(**shares: float) -> int:
     """How many of 20 draws have dense lung, more than a tenth of it."""
     image, lobes = chest()
-    draws = (
-        randomise_with(image, lobes, np.random.default_rng(seed), fissure_share=0.0, **shares)[lobes > 0]
-        for seed in range(20)
-    )
+    draws = (randomise_with(image, lobes, np.random.default_rng(seed), **shares)[lobes > 0] for seed in range(20))
     return sum(float((lung > 0.5).float().mean()) > 0.1 for lung in draws)
 
 
@@ -86,22 +83,12 @@ def test_one_side_is_consolidated_and_nothing_else_changes() -> None:
     assert {(True, False), (False, True)} <= sides
 
 
-def test_fissures_are_where_lobes_of_one_lung_meet() -> None:
-    lobes = torch.zeros(4, 3, 8, dtype=torch.int64)
-    lobes[:2, :, :3], lobes[2:, :, :3] = 4, 3  # the right lung, which touches the left one
-    lobes[:, :, 3:6] = 1
-    expected = torch.zeros_like(lobes, dtype=torch.bool)
-    expected[1:3, :, :3] = True
-    assert torch.equal(fissures(lobes), expected)
-    assert not fissures(lobes.clamp(max=1)).any()
-
-
 def test_drawn_fissures_are_faint_to_bright_and_nothing_else_changes() -> None:
     image, lobes = chest()
-    at = fissures(lobes)
+    at = torch.from_numpy(lobe_borders(lobes.numpy()))
     gains = []
     for seed in range(40):
-        gain = (_draw_fissures(image, lobes, np.random.default_rng(seed)) - image) * (WINDOW_HU[1] - WINDOW_HU[0])
+        gain = (draw_fissures(image, at.float(), np.random.default_rng(seed)) - image) * (WINDOW_HU[1] - WINDOW_HU[0])
         assert float(gain.min()) >= 0 and not gain[~at].any()
         gains.append(float(gain.max()))
     low, high = FISSURE_GAIN_HU

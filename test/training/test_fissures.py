@@ -1,21 +1,22 @@
-"""The stage that learns to draw the lobes' borders again."""
+"""The stage that learns to see fissures."""
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from algorithm.errors import InputError
-from training.fissures import fissure_terms, new_network, trained
-from training.lobes import lobe_terms
+from algorithm.fissures import lobe_borders
+from training.fissures import BORDERS, BorderedScan, new_network, random_patch, trained, write_borders
+from training.lobe_scans import LobeScan, read_lobe_scan
 from training.run import FISSURES, LOBES
-from training.settings import TrainingConfig
+from training.settings import FissureSettings, TrainingConfig
 from training.stages import Run, execute
 
 
@@ -27,20 +28,27 @@ def done(phantoms: Path, tiny_config: TrainingConfig, tmp_path_factory: pytest.T
     return run
 
 
-def test_stage_is_judged_by_the_validation_cases_beside_the_lobes_as_they_were(done: Run) -> None:
+@pytest.fixture
+def bordered(done: Run) -> BorderedScan:
+    path = sorted((done.folder("fissures") / BORDERS).iterdir())[0]
+    return BorderedScan(LobeScan(path.stem, done.folder("lobes") / "cache"), path)
+
+
+def test_stage_is_judged_by_the_lobes_of_the_validation_cases_beside_those_as_they_were(done: Run) -> None:
     results = done.record("fissures")["results"]
-    lobes = done.record("lobes")["results"]
-    assert results["without"] == lobes["validation"]
+    assert results["without"] == done.record("lobes")["results"]["validation"]
     assert set(results["validation"]) == {"dice", "lul", "lll", "rul", "rll", "rml"}
     log = pd.read_csv(done.folder("fissures") / "log.csv")
-    assert list(log.columns) == ["step", "loss", "cross_entropy", "dice", "inside"]
+    assert list(log.columns) == ["step", "loss", "cross_entropy", "dice"]
     assert len(log) == 6
 
 
 def test_the_network_learns(done: Run) -> None:
-    crops, settings = done.config.lobes, done.config.fissures
-    before, after = new_network(crops, settings), trained(crops, settings, done.folder("fissures"))
-    assert before.network.last.weight.abs().max() == 0 and after.network.last.weight.abs().max() > 0
+    settings = done.config.fissures
+    torch.manual_seed(done.config.seed)
+    before, after = new_network(settings), trained(settings, done.folder("fissures"))
+    assert any(not torch.equal(after.state_dict()[name], value) for name, value in before.state_dict().items())
+    assert after.padding == "valid"
 
 
 def test_needs_the_lobe_network(done: Run, tmp_path: Path) -> None:
@@ -48,36 +56,42 @@ def test_needs_the_lobe_network(done: Run, tmp_path: Path) -> None:
         execute(replace(done, directory=tmp_path), FISSURES)
 
 
-def test_other_crops_than_those_of_the_lobe_network_are_refused(done: Run) -> None:
-    values = done.config.model_dump(mode="json")
-    config = TrainingConfig.model_validate_json(json.dumps({**values, "lobes": {**values["lobes"], "bend_mm": 1.0}}))
-    with pytest.raises(InputError, match="bend_mm"):
-        execute(replace(done, config=config), FISSURES)
+def test_patches_hold_fissures_and_can_be_repeated(done: Run, bordered: BorderedScan) -> None:
+    settings = done.config.fissures
+    patch_of = partial(random_patch, bordered, settings=settings, seed=0)
+    for position in range(10):
+        patch, again = patch_of(position), patch_of(position)
+        assert patch.image.shape == patch.borders.shape == patch.inside.shape == (settings.patch_size,) * 3
+        assert torch.equal(patch.image, again.image) and patch.borders.any()
+        assert not patch.image[patch.inside == 0].any() and not patch.borders[patch.inside == 0].any()
+        assert 0 <= float(patch.image.min()) and float(patch.image.max()) <= 1
+    assert not torch.equal(patch_of(0).image, patch_of(1).image)
 
 
-def test_too_shallow_crops_in_mixed_precision_are_refused(tiny_config: TrainingConfig) -> None:
-    values = tiny_config.model_dump(mode="json")
+def test_patches_as_they_are_show_the_scan(done: Run, bordered: BorderedScan) -> None:
+    patch = random_patch(bordered, 3, settings=done.config.fissures, seed=0, changed=False)
+    assert patch.image.max() > 0
+    drawn = FissureSettings(**(done.config.fissures.model_dump() | {"drawn_share": 1.0, "spotted_share": 0.0}))
+    changed = random_patch(bordered, 3, settings=drawn, seed=0)
+    assert torch.equal(changed.borders, patch.borders) and not torch.equal(changed.image, patch.image)
+
+
+def test_borders_are_those_of_the_scan(done: Run, bordered: BorderedScan) -> None:
+    labels = read_lobe_scan(bordered.scan).lobes.numpy()
+    assert np.array_equal(np.load(bordered.borders), np.flatnonzero(lobe_borders(labels)))
+
+
+def test_a_scan_in_which_no_lobes_meet_is_named(done: Run, bordered: BorderedScan, tmp_path: Path) -> None:
+    folder = tmp_path / bordered.scan.name
+    folder.mkdir()
+    item = read_lobe_scan(bordered.scan)
+    np.save(folder / "image.npy", item.image.numpy())
+    np.save(folder / "lobes.npy", np.minimum(item.lobes.numpy(), 1))
+    alone = BorderedScan(LobeScan(bordered.scan.name, tmp_path), tmp_path / "borders" / "of.npy")
+    with pytest.raises(InputError, match=f"case {bordered.scan.name}: no two lobes of a lung meet"):
+        write_borders([alone], done)
+
+
+def test_too_small_patches_in_mixed_precision_are_refused() -> None:
     with pytest.raises(ValueError, match="voxels are too few in bf16-mixed"):
-        TrainingConfig.model_validate({**values, "fissures": {**values["fissures"], "precision": "bf16-mixed"}})
-
-
-def test_loss_counts_lobes_inside_the_lungs_alone() -> None:
-    target = torch.zeros(1, 8, 8, 8, dtype=torch.int64)
-    target[:, :2], target[:, 2:4] = 3, 5
-    logits = torch.zeros(1, 6, 8, 8, 8)
-    logits[:, 3, :2] = 50  # one of the two lobes is found, of the other nothing is known
-    terms = fissure_terms(logits, target)
-    weight, inside = terms["inside"]
-    assert weight == 1 and float(inside) == pytest.approx(math.log(5) / 2)
-    for name, (_, value) in lobe_terms(logits, target).items():
-        assert terms[name][1] == value
-    logits[:, 0] = 100  # whether it is lung at all is no matter of this term
-    assert float(fissure_terms(logits, target)["inside"][1]) == pytest.approx(math.log(5) / 2)
-
-
-def test_loss_without_lungs_is_finite() -> None:
-    logits = torch.zeros(1, 6, 8, 8, 8, requires_grad=True)
-    terms = fissure_terms(logits, torch.zeros(1, 8, 8, 8, dtype=torch.int64))
-    sum(value for _, value in terms.values()).backward()
-    assert logits.grad is not None and torch.isfinite(logits.grad).all()
-    assert float(terms["inside"][1].detach()) == 0
+        FissureSettings(patch_size=16)
