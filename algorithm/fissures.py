@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from algorithm.inference_network import InferenceNetwork
+from algorithm.lobe_labels import hard_labels
 from algorithm.lobes import LEFT, LOBES, RIGHT
 from algorithm.preprocess import bounding_box
 from algorithm.tiling import predict_scan
@@ -50,7 +51,6 @@ def fissure_input(image: NDArray[np.floating], lungs: NDArray[np.bool_]) -> NDAr
 
 def along_fissures(
     probability: NDArray[np.float32],
-    labels: NDArray[np.uint8],
     image: NDArray[np.float32],
     network: InferenceNetwork,
     *,
@@ -60,11 +60,11 @@ def along_fissures(
 
     Args:
         probability: of background and lobes by another network, (6, z, y, x).
-        labels: the lobes that follow from it, (z, y, x).
-        image: the lobe network's, the same shape.
+        image: the lobe network's, (z, y, x).
         network: one logit, of a voxel beside a fissure.
         spacing_mm: of the image.
     """
+    labels = hard_labels(probability)
     if not labels.any():
         return probability
     box = bounding_box(labels > 0, (1, 1, 1))

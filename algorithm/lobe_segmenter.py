@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,17 +15,17 @@ from algorithm.engine import make_network
 from algorithm.errors import InputError
 from algorithm.fissures import along_fissures
 from algorithm.folded_network import FoldedUNet
-from algorithm.images import Geometry, Volume
+from algorithm.images import Volume
 from algorithm.lobe_checks import doubts_about_found, doubts_about_given, require_lungs
 from algorithm.lobe_input import lobe_network_input
-from algorithm.lobes import LEFT, LOBES, RIGHT, check_lobes
+from algorithm.lobe_labels import expected_dice, keep_lungs, keep_main_parts, labels_at
+from algorithm.lobes import check_lobes
 from algorithm.model import Model
 from algorithm.orientation import from_canonical, to_canonical
-from algorithm.preprocess import Box, bounding_box, covering_grid, crop, cropped, resample
+from algorithm.preprocess import bounding_box, covering_grid
 
 Source = Literal["given", "model", "lungmask"]
 LUNG_MARGIN_MM = 12.0  # around the lungs, when the network is given them alone
-SMALLEST_PROBABILITY = 0.02  # below which a lobe is not looked for
 LARGEST_IMAGE_VOXELS = 80_000_000  # of the network's image; each takes 90 bytes at the most
 
 
@@ -37,7 +36,8 @@ class FoundLobes:
     Attributes:
         labels: uint8, labels of `algorithm.lobes.LOBES`, on the CT's grid.
         source: who drew them.
-        confidence: by label, the Dice that the network expects of its own lobe, 0 to 1; empty where lobes were given.
+        confidence: by label, the Dice that the network expects of its own lobe, before borders are drawn again along
+            fissures, 0 to 1; empty where lobes were given.
         warnings: what is implausible about them.
     """
 
@@ -110,8 +110,7 @@ class LobeSegmenter:
         probability = lobe_probability(self.network, image.array, self.device, spacing_mm=spacing_mm)
         confidence = expected_dice(probability)
         if self.fissures is not None:
-            found = hard_labels(probability)
-            probability = along_fissures(probability, found, image.array, self.fissures, spacing_mm=spacing_mm)
+            probability = along_fissures(probability, image.array, self.fissures, spacing_mm=spacing_mm)
         labels = labels_at(probability, image.geometry, canonical.geometry)
         return found_lobes(from_canonical(canonical.with_array(labels), ct.geometry), ct, "model", confidence)
 
@@ -156,114 +155,3 @@ def probability_at_once(network: FoldedUNet, image: NDArray[np.float32], device:
     logits = network(padded[None, None].to(device))[0, :, :depth, :height, :width]
     probability: NDArray[np.float32] = logits.float().softmax(dim=0).cpu().numpy()
     return probability
-
-
-def hard_labels(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The likeliest lobe of each voxel that is rather lung than background, uint8 (z, y, x).
-
-    Args:
-        probability: (6, z, y, x), background first.
-    """
-    labels, best = np.ones(probability.shape[1:], dtype=np.uint8), probability[1].copy()
-    for lobe in LOBES[1:]:  # NumPy's argmax over the first axis takes fifteen times as long
-        own = probability[lobe.label]
-        labels[own > best] = lobe.label
-        np.maximum(own, best, out=best)
-    labels[probability[0] >= 0.5] = 0
-    return labels
-
-
-def keep_main_parts(probability: NDArray[np.float32]) -> None:
-    """Take out what is apart from the bulk of either lung, and give strays of a lobe to their surroundings, in place.
-
-    Args:
-        probability: (6, z, y, x), background first.
-    """
-    keep_lungs(probability)
-    labels = hard_labels(probability)
-    for lobe in LOBES:
-        member = labels == lobe.label
-        stray = member & (cc3d.largest_k(member, k=1, connectivity=6) == 0)
-        others = probability[1:, stray]
-        others[lobe.label - 1] = 0
-        others *= (1 - probability[0, stray]) / np.maximum(others.sum(axis=0), np.finfo(np.float32).tiny)
-        probability[1:, stray] = others
-
-
-def keep_lungs(probability: NDArray[np.float32]) -> None:
-    """Take out what is apart from the bulk of either lung, in place.
-
-    Args:
-        probability: (6, z, y, x), background first.
-    """
-    labels = hard_labels(probability)
-    for side in (LEFT, RIGHT):
-        lung = np.isin(labels, side)
-        stray = lung & (cc3d.largest_k(lung, k=1, connectivity=6) == 0)
-        probability[:, stray] = 0
-        probability[0, stray] = 1
-
-
-def expected_dice(probability: NDArray[np.float32]) -> dict[int, float]:
-    """Dice of each lobe that is there, by label, if every probability were right.
-
-    Args:
-        probability: (6, z, y, x), background first.
-    """
-    labels = hard_labels(probability)
-    expected = {}
-    for lobe in LOBES:
-        member = labels == lobe.label
-        if member.any():
-            own = probability[lobe.label]
-            expected[lobe.label] = float(2 * own[member].sum() / (member.sum() + own.sum()))
-    return expected
-
-
-def labels_at(probability: NDArray[np.float32], coarse: Geometry, fine: Geometry) -> NDArray[np.uint8]:
-    """The likeliest lobe at the voxels of another grid, by linear interpolation of the probabilities.
-
-    Args:
-        probability: (6, z, y, x), background first, on ``coarse``.
-        coarse: a grid that covers ``fine`` edge to edge (`algorithm.preprocess.covering_grid`).
-        fine: the CT's grid.
-
-    Returns:
-        uint8 (z, y, x) on ``fine``.
-    """
-    labels = np.zeros(fine.size_zyx, dtype=np.uint8)
-    if not (probability[0] < 0.5).any():
-        return labels
-    lungs_box = _box_on(_box_of(probability[1:].max(axis=0)), coarse, fine)
-    inside = labels[lungs_box]
-    best, lung = (np.zeros(inside.shape, dtype=np.float32) for _ in range(2))
-    for lobe in LOBES:
-        own = probability[lobe.label]
-        if not (own > SMALLEST_PROBABILITY).any():
-            continue
-        box = _box_of(own)
-        target = _box_on(box, coarse, fine)
-        value = resample(crop(Volume(own, coarse), box), cropped(fine, target), "linear").array
-        local = tuple(
-            slice(part.start - whole.start, part.stop - whole.start)
-            for part, whole in zip(target, lungs_box, strict=True)
-        )
-        inside[local][value > best[local]] = lobe.label
-        np.maximum(best[local], value, out=best[local])
-        lung[local] += value
-    inside[lung <= 0.5] = 0
-    return labels
-
-
-def _box_of(probability: NDArray[np.float32]) -> Box:
-    return bounding_box(probability > SMALLEST_PROBABILITY, (1, 1, 1))
-
-
-def _box_on(box: Box, coarse: Geometry, fine: Geometry) -> Box:
-    """The voxels of a fine grid that a box of voxels of the coarse grid that covers it reaches into."""
-    parts = []
-    for axis, part in enumerate(box):
-        ratio, size = coarse.spacing_zyx_mm[axis] / fine.spacing_zyx_mm[axis], fine.size_zyx[axis]
-        start = min(math.floor(part.start * ratio), size - 1)
-        parts.append(slice(start, max(start + 1, min(math.ceil(part.stop * ratio), size))))
-    return parts[0], parts[1], parts[2]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from algorithm.errors import InputError
@@ -27,7 +28,7 @@ from training.lobes import CACHE, cached_scans, cases_to_learn_from, measure_dic
 from training.lobes import STAGE as LOBE_STAGE
 from training.lobes import trained as trained_chest_network
 from training.logbook import Logbook
-from training.loop import Terms, load_trained, make_fabric, train
+from training.loop import Terms, Validation, load_trained, make_fabric, train
 from training.parallel import over_scans
 from training.settings import FissureSettings
 from training.settling import image_passes
@@ -70,16 +71,10 @@ def fissures(run: Run, folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no training case, or an image cannot be used.
     """
-    settings, crops, seed = run.config.fissures, run.config.lobes, run.config.seed
+    settings, crops = run.config.fissures, run.config.lobes
     fabric, lobes_folder = make_fabric(run, settings.precision), run.folder(LOBE_STAGE)
     scans, validation = cached_scans(run, cases_to_learn_from(run.data), lobes_folder / CACHE, fabric)
     chest = trained_chest_network(crops, lobes_folder).to(fabric.device)
-    patches = partial(random_patch, settings=settings, seed=seed)
-
-    def terms(model: nn.Module, patches: list[Patch], step: int) -> Terms:
-        parts = zip(*((patch.image, patch.borders, patch.inside) for patch in patches), strict=True)
-        image, target, inside = (torch.stack(part)[:, None].to(fabric.device) for part in parts)  # (B, 1, n, n, n)
-        return vessel_terms(model(image.contiguous(memory_format=torch.channels_last_3d)), target, inside)
 
     def measured(network: nn.Module | None) -> dict[str, float]:
         copy = None
@@ -94,10 +89,27 @@ def fissures(run: Run, folder: Path) -> dict[str, Any]:
     bordered = [BorderedScan(scan, folder / BORDERS / f"{scan.name}.npy") for scan in scans]
     write_borders(bordered[fabric.global_rank :: fabric.world_size], run)
     fabric.barrier()
-    batches = Batches(bordered, patches, size=settings.batch, seed=seed)
-    as_they_are = Batches(bordered, partial(patches, changed=False), size=settings.batch, seed=seed)
-    plain = image_passes(as_they_are, device=fabric.device, settled=settings.settled)
     judged = validation_by_dice(settings.validate_every, measure) if validation else None
+    _train_on_patches(run, bordered, fabric, folder, judged)
+    if not validation:
+        return {"validation": {}, "without": {}}
+    with torch.inference_mode(), fabric.autocast():
+        return {"validation": measured(trained(settings, folder)), "without": measured(None)}
+
+
+def _train_on_patches(
+    run: Run, scans: list[BorderedScan], fabric: Fabric, folder: Path, judged: Validation | None
+) -> None:
+    settings, seed = run.config.fissures, run.config.seed
+    patches = partial(random_patch, settings=settings, seed=seed)
+    batches = Batches(scans, patches, size=settings.batch, seed=seed)
+    as_they_are = Batches(scans, partial(patches, changed=False), size=settings.batch, seed=seed)
+
+    def terms(model: nn.Module, patches: list[Patch], step: int) -> Terms:
+        parts = zip(*((patch.image, patch.borders, patch.inside) for patch in patches), strict=True)
+        image, target, inside = (torch.stack(part)[:, None].to(fabric.device) for part in parts)  # (B, 1, n, n, n)
+        return vessel_terms(model(image.contiguous(memory_format=torch.channels_last_3d)), target, inside)
+
     train(
         fabric,
         new_network(settings),
@@ -105,14 +117,10 @@ def fissures(run: Run, folder: Path) -> dict[str, Any]:
         terms,
         settings,
         folder,
-        plain=plain,
+        plain=image_passes(as_they_are, device=fabric.device, settled=settings.settled),
         validation=judged,
         readers=run.workers.count,
     )
-    if not validation:
-        return {"validation": {}, "without": {}}
-    with torch.inference_mode(), fabric.autocast():
-        return {"validation": measured(trained(settings, folder)), "without": measured(None)}
 
 
 def new_network(settings: FissureSettings, padding: Padding = "same") -> UNet3D:

@@ -21,7 +21,8 @@ from algorithm.engine import make_network
 from algorithm.errors import InputError
 from algorithm.fissures import along_fissures
 from algorithm.folded_network import FoldedUNet
-from algorithm.lobe_segmenter import hard_labels, lobe_probability
+from algorithm.lobe_labels import hard_labels
+from algorithm.lobe_segmenter import lobe_probability
 from algorithm.lobes import LOBES
 from algorithm.model import LobeNetwork, load_model
 from algorithm.network import UNet3D
@@ -195,9 +196,8 @@ def measure_dice(
         image = item.image.float().numpy()
         probability = lobe_probability(network, image, device, spacing_mm=spacing_mm)
         if sees_fissures is not None:
-            labels = hard_labels(probability)
-            probability = along_fissures(probability, labels, image, sees_fissures, spacing_mm=spacing_mm)
-        found, reference = probability.argmax(axis=0), item.lobes.numpy()
+            probability = along_fissures(probability, image, sees_fissures, spacing_mm=spacing_mm)
+        found, reference = hard_labels(probability), item.lobes.numpy()
         for lobe in LOBES:
             if (reference == lobe.label).any():
                 per_lobe[lobe.key].append(dice(reference == lobe.label, found == lobe.label))
