@@ -36,7 +36,7 @@ from training.lobes import STAGE as LOBE_STAGE
 from training.lobes import description as lobe_description
 from training.lobes import trained as trained_lobes
 from training.segment import lesion_border, trained_network
-from training.settings import FissureSettings, LobeSettings, Settings
+from training.settings import FissureSettings, LobeSettings
 from training.stages import Run, commits_behind
 from training.subtypes import vote_rules
 
@@ -44,7 +44,8 @@ INTENDED_USE = (
     "Research on COVID-19 lesions in chest CT. Not a medical device, not for diagnosis or treatment. Trained weakly, "
     "from lobe-wise severity scores alone; see training and results for the data it has seen."
 )
-PLACES = {"lobes": {"start_from"}, "export": {"lobes_from"}}  # settings that are paths of this machine
+# settings that are paths of this machine
+PLACES = {"lobes": {"start_from"}, "fissures": {"start_from"}, "export": {"lobes_from"}}
 
 
 class LobePart(NamedTuple):
@@ -91,19 +92,20 @@ def _lobes_of_run(run: Run) -> LobePart | None:
         return None
     settings = LobeSettings(**record["settings"]["lobes"])
     networks = LobeNetworks(trained_lobes(settings, run.folder(LOBE_STAGE)), None)
-    about = {"data": run.config.export.lobe_data, **_about(record, settings)}
+    about = {LOBE_STAGE: _about(run, record, settings)}
     width, refined = None, run.record_if_current(FISSURE_STAGE)
     if refined is not None:
-        of_fissures = FissureSettings(**refined["settings"])
+        of_fissures = FissureSettings(**refined["settings"]["fissures"])
         networks.fissures = trained_fissures(of_fissures, run.folder(FISSURE_STAGE))
-        width, about["fissures"] = of_fissures.width, _about(refined, of_fissures)
+        width, about[FISSURE_STAGE] = of_fissures.width, _about(run, refined, of_fissures)
     return LobePart(to_safetensors(_contiguous(networks)), lobe_description(settings, fissure_width=width), about)
 
 
-def _about(record: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """What a model says of how a stage trained a network; no path of this machine."""
+def _about(run: Run, record: dict[str, Any], settings: LobeSettings | FissureSettings) -> dict[str, Any]:
+    """What a model says of how a stage trained a network for lobes; no path of this machine."""
     recorded = {name: record[name] for name in ("seed", "data_sha256", "results", "environment")}
-    return {**recorded, "settings": settings.model_dump(mode="json", exclude=PLACES["lobes"])}
+    trained = settings.model_dump(mode="json", exclude=PLACES[LOBE_STAGE])
+    return {"data": run.config.export.lobe_data, **recorded, "settings": trained}
 
 
 def lobes_of_model(directory: Path | None) -> LobePart | None:
@@ -117,7 +119,8 @@ def lobes_of_model(directory: Path | None) -> LobePart | None:
     description = load_model(directory).description
     if description.lobe_network is None:
         raise InputError(f"export.lobes_from: {directory} has no lobe network; name a model that has one")
-    about = description.training.get("lobes", {})
+    about, stages = description.training, (LOBE_STAGE, FISSURE_STAGE)
+    about = {stage: about[stage] for stage in stages if stage in about}
     return LobePart((directory / LOBE_WEIGHTS).read_bytes(), description.lobe_network, about)
 
 
@@ -141,7 +144,7 @@ def _description(run: Run, files: dict[str, str], lobes: LobePart | None) -> Mod
             "environment": run.record("segment")["environment"],
             "commits": commits_behind(run.directory, "segment", "subtypes"),
         }
-        | ({"lobes": lobes.about} if lobes else {}),
+        | (lobes.about if lobes else {}),
         results=_results(run),
         intended_use=INTENDED_USE,
         licence=config.export.licence,

@@ -18,19 +18,21 @@ from torch import Tensor, nn
 
 from algorithm.errors import InputError
 from algorithm.fissures import fissure_input, lobe_borders
+from algorithm.model import load_model
 from algorithm.network import Padding, UNet3D
 from training.appearance import draw_fissures, randomise
 from training.batches import Batches
 from training.chunks import take
 from training.files import load_array, save_array
 from training.lobe_scans import LobeScan, read_lobe_scan
-from training.lobes import CACHE, cached_scans, cases_to_learn_from, measure_dice, validation_by_dice
+from training.lobes import CACHE, about_the_start, cached_scans, cases_to_learn_from, measure_dice, validation_by_dice
 from training.lobes import STAGE as LOBE_STAGE
+from training.lobes import description as lobe_description
 from training.lobes import trained as trained_chest_network
 from training.logbook import Logbook
-from training.loop import Terms, Validation, load_trained, make_fabric, train
+from training.loop import Terms, Validation, keep_best, load_trained, make_fabric, train
 from training.parallel import over_scans
-from training.settings import FissureSettings
+from training.settings import FissureSettings, LobeSettings
 from training.settling import image_passes
 from training.stages import Run
 from training.vessels import vessel_terms
@@ -69,12 +71,13 @@ def fissures(run: Run, folder: Path) -> dict[str, Any]:
         Dice of the validation cases, and as the lobe network alone has it.
 
     Raises:
-        InputError: there is no training case, or an image cannot be used.
+        InputError: there is no training case, an image cannot be used, or `first_network` refuses.
     """
     settings, crops = run.config.fissures, run.config.lobes
     fabric, lobes_folder = make_fabric(run, settings.precision), run.folder(LOBE_STAGE)
     scans, validation = cached_scans(run, cases_to_learn_from(run.data), lobes_folder / CACHE, fabric)
     chest = trained_chest_network(crops, lobes_folder).to(fabric.device)
+    network, started_from = first_network(settings, crops), about_the_start(settings.start_from, STAGE)
 
     def measured(network: nn.Module | None) -> dict[str, float]:
         copy = None
@@ -86,19 +89,22 @@ def fissures(run: Run, folder: Path) -> dict[str, Any]:
     def measure(network: nn.Module, step: int, logbook: Logbook) -> dict[str, float]:
         return measured(network)
 
-    bordered = [BorderedScan(scan, folder / BORDERS / f"{scan.name}.npy") for scan in scans]
-    write_borders(bordered[fabric.global_rank :: fabric.world_size], run)
-    fabric.barrier()
-    judged = validation_by_dice(settings.validate_every, measure) if validation else None
-    _train_on_patches(run, bordered, fabric, folder, judged)
+    if settings.steps == 0:
+        keep_best(fabric, network, 0, folder)
+    else:
+        bordered = [BorderedScan(scan, folder / BORDERS / f"{scan.name}.npy") for scan in scans]
+        write_borders(bordered[fabric.global_rank :: fabric.world_size], run)
+        fabric.barrier()
+        judged = validation_by_dice(settings.validate_every, measure) if validation else None
+        _train_on_patches(run, network, bordered, fabric, folder, judged)
     if not validation:
-        return {"validation": {}, "without": {}}
+        return {"validation": {}, "without": {}} | started_from
     with torch.inference_mode(), fabric.autocast():
-        return {"validation": measured(trained(settings, folder)), "without": measured(None)}
+        return {"validation": measured(trained(settings, folder)), "without": measured(None)} | started_from
 
 
 def _train_on_patches(
-    run: Run, scans: list[BorderedScan], fabric: Fabric, folder: Path, judged: Validation | None
+    run: Run, network: UNet3D, scans: list[BorderedScan], fabric: Fabric, folder: Path, judged: Validation | None
 ) -> None:
     settings, seed = run.config.fissures, run.config.seed
     patches = partial(random_patch, settings=settings, seed=seed)
@@ -112,7 +118,7 @@ def _train_on_patches(
 
     train(
         fabric,
-        new_network(settings),
+        network,
         batches,
         terms,
         settings,
@@ -127,6 +133,30 @@ def new_network(settings: FissureSettings, padding: Padding = "same") -> UNet3D:
     """The untrained network; with either padding it has the same weights."""
     network = UNet3D(out_channels=1, width=settings.width, padding=padding)
     network.set_prior([PRIOR])
+    return network
+
+
+def first_network(settings: FissureSettings, lobes: LobeSettings) -> UNet3D:
+    """The network that training begins with: an untrained one, or that of another model.
+
+    Raises:
+        InputError: the other model cannot be used, has no such network, or one that is built otherwise or sees another
+            image than the lobe network's.
+    """
+    network = new_network(settings)
+    if settings.start_from is None:
+        return network
+    model = load_model(settings.start_from)
+    theirs, ours = model.description.lobe_network, lobe_description(lobes, fissure_width=settings.width)
+    names = ("fissure_width", "spacing_mm", "window_hu")
+    if model.lobe_networks is None or any(getattr(theirs, name) != getattr(ours, name) for name in names):
+        raise InputError(
+            f"fissures.start_from: {settings.start_from} has {theirs or 'no lobe network'}, expected "
+            f"{', '.join(f'{name} {getattr(ours, name)}' for name in names)}; name another model, or set [lobes] and "
+            "[fissures] as it was trained"
+        )
+    assert model.lobe_networks.fissures is not None
+    network.load_state_dict(model.lobe_networks.fissures.state_dict())
     return network
 
 

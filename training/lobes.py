@@ -53,7 +53,7 @@ def lobes(run: Run, folder: Path) -> dict[str, Any]:
     settings, seed, spacing = run.config.lobes, run.config.seed, run.config.lobes.spacing_mm
     cases = cases_to_learn_from(run.data)
     fabric = make_fabric(run, settings.precision)
-    network, started_from = first_network(settings), _about_the_start(settings)
+    network, started_from = first_network(settings), about_the_start(settings.start_from, STAGE)
     scans, validation = cached_scans(run, cases, folder / CACHE, fabric)
 
     def terms(model: nn.Module, items: list[LobeScanItem], step: int) -> Terms:
@@ -141,13 +141,14 @@ def first_network(settings: LobeSettings) -> FoldedUNet:
     return model.lobe_networks.chest.train()
 
 
-def _about_the_start(settings: LobeSettings) -> dict[str, Any]:
-    """Which network training began with, and how that one was trained, where it was trained before."""
-    if settings.start_from is None:
+def about_the_start(start_from: Path | None, stage: str) -> dict[str, Any]:
+    """Which network of another model the training of a stage began with, and how that one was trained."""
+    if start_from is None:
         return {}
-    about = load_model(settings.start_from).description
-    lobes = about.training.get("lobes", {})
-    return {"started_from": {"lobe_weights_sha256": about.identity.lobe_weights_sha256, **lobes}}
+    about = load_model(start_from).description
+    return {
+        "started_from": {"lobe_weights_sha256": about.identity.lobe_weights_sha256, **about.training.get(stage, {})}
+    }
 
 
 def trained(settings: LobeSettings, folder: Path) -> FoldedUNet:

@@ -16,6 +16,7 @@ from training.cam import cam
 from training.complete import require_complete
 from training.crf import require_engine
 from training.export import export, lobes_of_model
+from training.fissures import first_network as first_fissure_network
 from training.fissures import fissures
 from training.lobes import cases_to_learn_from, first_network, lobes
 from training.prepare import prepare
@@ -25,6 +26,7 @@ from training.segment import segment, segment_reference
 from training.settings import (
     CamSettings,
     ExportSettings,
+    FissureSettings,
     LobeSettings,
     PrepareSettings,
     PseudoSettings,
@@ -95,6 +97,17 @@ def _lobe_inputs(config: TrainingConfig) -> LobeInputs:
     return LobeInputs(lobes=config.lobes, first_weights=_checksum(config.lobes.start_from))
 
 
+class FissureInputs(Settings):
+    """What the network that sees fissures depends on beside its data."""
+
+    fissures: FissureSettings
+    first_weights: str | None  # checksum of those that training begins with
+
+
+def _fissure_inputs(config: TrainingConfig) -> FissureInputs:
+    return FissureInputs(fissures=config.fissures, first_weights=_checksum(config.fissures.start_from))
+
+
 PREPARE = Stage("prepare", "Check every scan; cache its lobe chunks and whole.", (), lambda c: c.prepare, prepare)
 SUBTYPES = Stage("subtypes", "Make the reference table of lesion subtypes.", (PREPARE,), lambda c: c.subtypes, subtypes)
 VESSELS = Stage(
@@ -149,7 +162,7 @@ FISSURES = Stage(
     "fissures",
     "Train the network that sees fissures, along which the borders of these lobes are drawn again.",
     (LOBES,),
-    lambda c: c.fissures,
+    _fissure_inputs,
     fissures,
     together=True,
 )
@@ -223,6 +236,7 @@ def require_settings(config: TrainingConfig, *, with_comparison: bool, lobe_data
     if lobe_data is not None:
         cases_to_learn_from(lobe_data)
         first_network(config.lobes)
+        first_fissure_network(config.fissures, config.lobes)
 
 
 def in_own_process(command: Sequence[str]) -> int:

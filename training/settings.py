@@ -58,6 +58,16 @@ def check_mixed_precision(precision: str, depth: int) -> None:
         raise ValueError(f"{depth} voxels are too few in bf16-mixed: expected 24 or more, or precision 32-true")
 
 
+def check_start(steps: int, start_from: Path | None) -> None:
+    """Check that there is a network after training.
+
+    Raises:
+        ValueError: training has no steps, and begins with an untrained network.
+    """
+    if not steps and start_from is None:
+        raise ValueError("steps: got 0 without start_from, expected steps to train a network, or one to take")
+
+
 class Ramp(Settings):
     """Weight of a loss term: nothing before ``start``, full from ``full`` on, linear between."""
 
@@ -175,9 +185,8 @@ class LobeSettings(LoopSettings):
     validate_every: int = Field(500, ge=1, description="steps between validations")
 
     @model_validator(mode="after")
-    def _check_steps(self) -> Self:
-        if not self.steps and self.start_from is None:
-            raise ValueError("steps: got 0 without start_from, expected steps to train a network, or one to take")
+    def _check_start(self) -> Self:
+        check_start(self.steps, self.start_from)
         return self
 
     @model_validator(mode="after")
@@ -207,11 +216,17 @@ class FissureSettings(BatchNormSettings):
         64, multiple_of=PERIOD, ge=16, description="voxels per side of a patch, of the lobes' spacing"
     )
     batch: int = Field(2, ge=1, description="patches per step and process")
-    steps: int = Field(10_000, ge=1, description="optimiser steps")
+    steps: int = Field(10_000, ge=0, description="optimiser steps; 0 leaves the network of start_from as it is")
     learning_rate: float = Field(2e-3, gt=0, description="of the optimiser at the first step")
     drawn_share: float = Field(0.7, ge=0, le=1, description="of patches whose fissures are drawn, faint to bright")
     spotted_share: float = Field(0.2, ge=0, le=1, description="of patches that are given lesions, spot to lobe")
+    start_from: Path | None = Field(None, description="model directory whose network for fissures training begins with")
     validate_every: int = Field(500, ge=1, description="steps between validations")
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        check_start(self.steps, self.start_from)
+        return self
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:

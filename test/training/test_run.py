@@ -61,8 +61,8 @@ def test_the_model_holds_the_lobe_networks_and_how_it_was_trained(finished):
     about = model.description.training["lobes"]
     assert about["results"]["training_cases"] == 3
     assert about["data_sha256"] == finished.record("lobes")["data_sha256"]
-    assert about["fissures"]["settings"]["steps"] == finished.config.fissures.steps
-    assert about["fissures"]["results"] == finished.record("fissures")["results"]
+    assert model.description.training["fissures"]["settings"]["steps"] == finished.config.fissures.steps
+    assert model.description.training["fissures"]["results"] == finished.record("fissures")["results"]
 
 
 def _link(finished, directory, stages):
@@ -122,7 +122,8 @@ def test_the_lobe_network_of_another_model_is_taken_over(finished, tiny_config, 
     execute(run, STAGES[-1])
     theirs, ours = load_model(other), load_model(run.folder("export") / "model")
     assert ours.description.lobe_network == theirs.description.lobe_network
-    assert ours.description.training["lobes"] == theirs.description.training["lobes"]
+    for stage in ("lobes", "fissures"):
+        assert ours.description.training[stage] == theirs.description.training[stage]
     assert str(tmp_path.parent) not in ours.description.model_dump_json()
     weights = ours.lobe_networks.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in theirs.lobe_networks.state_dict().items())
@@ -134,7 +135,7 @@ def test_without_fissures_the_lobe_network_looks_again_itself(finished, tmp_path
     execute(run, STAGES[-1])
     model = load_model(run.folder("export") / "model")
     assert model.lobe_networks.fissures is None and model.description.lobe_network.fissure_width is None
-    assert "fissures" not in model.description.training["lobes"]
+    assert "fissures" not in model.description.training
 
 
 def test_fissures_learnt_of_another_lobe_network_are_not_exported(finished, tmp_path):
@@ -239,9 +240,10 @@ def test_what_all_stages_would_lack_is_told_before_the_first(phantoms, tiny_conf
     without = changed(tiny_config, "regress", refinement=refinement)
     with pytest.raises(InputError, match=r"refinement\.weight is 0"):
         run_all(Run(phantoms, tmp_path / "run", without, device="cpu"), "smoke", with_comparison=True)
-    lost = changed(tiny_config, "lobes", start_from=tmp_path / "no-such-model")
-    with pytest.raises(InputError, match="no-such-model"):
-        run_all(Run(phantoms, tmp_path / "run", lost, device="cpu"), "smoke", with_comparison=False, lobe_data=phantoms)
+    for stage in ("lobes", "fissures"):
+        lost = changed(tiny_config, stage, start_from=tmp_path / "no-such-model")
+        with pytest.raises(InputError, match="no-such-model"):
+            run_all(replace(run, data=phantoms, config=lost), "smoke", with_comparison=False, lobe_data=phantoms)
     crf = changed(tiny_config, "regress", crf=CrfSettings(engine="pydensecrf2"))
     monkeypatch.setattr("training.crf.find_spec", lambda name: None)
     with pytest.raises(InputError, match="the engine pydensecrf2 is not installed"):
