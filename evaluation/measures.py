@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics import OVERALL, SUBTYPES, Overlap, overlap
+from evaluation.metrics import OVERALL, SUBTYPES, Overlap, is_counted, overlap
 from evaluation.surfaces import SurfaceAgreement, bounding_box, surface_agreement
 
 TARGETS = (OVERALL, "consolidation", "ground_glass", "mixed")
@@ -58,8 +58,8 @@ def scan_measures(
         reference_mask, predicted_mask = target_mask(reference, target), target_mask(prediction, target)
         overlaps[target] = overlap(reference_mask, predicted_mask)
         surface = surface_agreement(reference_mask, predicted_mask, spacing_zyx_mm=spacing_zyx_mm)
-        is_counted = target == OVERALL or overlaps[target].union > 0
-        values = _values(overlaps[target], surface, voxel_ml=voxel_ml) if is_counted else _ABSENT
+        counts = overlaps[target]
+        values = _values(counts, surface, voxel_ml=voxel_ml) if is_counted(target, counts) else _ABSENT
         for measure, value in values.items():
             measures[measure][target] = value
     return measures, overlaps

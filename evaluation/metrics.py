@@ -120,7 +120,12 @@ def lesion_ious(overlaps: Mapping[str, Overlap]) -> dict[str, float | None]:
         An entry for each: two empty masks give 1.0 in `overall`, and None for a subtype, so that a mean over scans
         leaves out those in which neither mask holds it.
     """
-    return {name: counts.iou if name == OVERALL or counts.union else None for name, counts in overlaps.items()}
+    return {name: counts.iou if is_counted(name, counts) else None for name, counts in overlaps.items()}
+
+
+def is_counted(target: str, counts: Overlap) -> bool:
+    """Whether a scan counts for a target: for all lesions together always, for a subtype where a mask holds it."""
+    return target == OVERALL or counts.union > 0
 
 
 def lobe_percentages(lesions: MaskArray, lobes: LabelArray) -> dict[str, float | None]:
