@@ -119,8 +119,8 @@ def lobes_of_model(directory: Path | None) -> LobePart | None:
     description = load_model(directory).description
     if description.lobe_network is None:
         raise InputError(f"export.lobes_from: {directory} has no lobe network; name a model that has one")
-    about, stages = description.training, (LOBE_STAGE, FISSURE_STAGE)
-    about = {stage: about[stage] for stage in stages if stage in about}
+    trained = description.training
+    about = {stage: trained[stage] for stage in (LOBE_STAGE, FISSURE_STAGE) if stage in trained}
     return LobePart((directory / LOBE_WEIGHTS).read_bytes(), description.lobe_network, about)
 
 

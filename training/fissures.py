@@ -79,15 +79,12 @@ def fissures(run: Run, folder: Path) -> dict[str, Any]:
     chest = trained_chest_network(crops, lobes_folder).to(fabric.device)
     network, started_from = first_network(settings, crops), about_the_start(settings.start_from, STAGE)
 
-    def measured(network: nn.Module | None) -> dict[str, float]:
+    def measure(network: nn.Module | None, step: int = 0, logbook: Logbook | None = None) -> dict[str, float]:
         copy = None
         if network is not None:
             copy = new_network(settings, "valid").eval()
             copy.load_state_dict(network.state_dict())
         return measure_dice(chest, validation, fabric.device, spacing_mm=crops.spacing_mm, fissures=copy)
-
-    def measure(network: nn.Module, step: int, logbook: Logbook) -> dict[str, float]:
-        return measured(network)
 
     if settings.steps == 0:
         keep_best(fabric, network, 0, folder)
@@ -100,7 +97,7 @@ def fissures(run: Run, folder: Path) -> dict[str, Any]:
     if not validation:
         return {"validation": {}, "without": {}} | started_from
     with torch.inference_mode(), fabric.autocast():
-        return {"validation": measured(trained(settings, folder)), "without": measured(None)} | started_from
+        return {"validation": measure(trained(settings, folder)), "without": measure(None)} | started_from
 
 
 def _train_on_patches(
