@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from torch.nn import functional
 
 from algorithm.inference_network import InferenceNetwork
 from algorithm.lobe_labels import hard_labels
@@ -70,7 +71,8 @@ def along_fissures(
     box = bounding_box(labels > 0, (1, 1, 1))
     distance_mm = distance_to_border_mm(labels[box], spacing_mm)
     redrawn = redraw(labels[box], fissure_probability(network, image[box], labels[box], distance_mm), distance_mm)
-    share = np.stack([ndimage.uniform_filter((redrawn == lobe.label).astype(np.float32), 3) for lobe in LOBES])
+    members = torch.from_numpy(np.stack([redrawn == lobe.label for lobe in LOBES])).float()
+    share = functional.avg_pool3d(members, 3, stride=1, padding=1).numpy()
     share /= np.maximum(share.sum(axis=0), np.finfo(np.float32).tiny)
     result = np.zeros_like(probability)
     result[0] = probability[0]
@@ -83,7 +85,10 @@ def distance_to_border_mm(labels: NDArray[np.uint8], spacing_mm: float) -> NDArr
     borders = lobe_borders(labels)
     if not borders.any():
         return np.full(labels.shape, np.inf, dtype=np.float32)
-    distance_mm: NDArray[np.float32] = ndimage.distance_transform_edt(~borders, sampling=spacing_mm).astype(np.float32)
+    image = sitk.GetImageFromArray(borders.astype(np.uint8))
+    image.SetSpacing((spacing_mm,) * 3)
+    signed = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)  # negative inside
+    distance_mm: NDArray[np.float32] = np.maximum(sitk.GetArrayFromImage(signed), 0)
     return distance_mm
 
 
