@@ -17,7 +17,7 @@ from algorithm.tiling import predict_scan
 LUNG_WINDOW = 0.4  # of the lobe network's intensity: -454 HU, where 0 and 1 are -1024 and 400
 BAND_MM = 10.0  # to either side of a border, in which it is drawn again
 CORE_QUANTILE = 0.8  # of the distances in a lobe that lies in the band altogether
-TILE_MEMORY_BYTES = 0.8e9
+TILE_MEMORY_BYTES = 1.3e9  # so that most lungs are one tile
 WALL = 2.0  # around a lung: higher than any fissure
 
 
