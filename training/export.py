@@ -92,19 +92,19 @@ def _lobes_of_run(run: Run) -> LobePart | None:
         return None
     settings = LobeSettings(**record["settings"]["lobes"])
     networks = LobeNetworks(trained_lobes(settings, run.folder(LOBE_STAGE)), None)
-    about = {LOBE_STAGE: _about(run, record, settings)}
+    about = {LOBE_STAGE: _about(run, LOBE_STAGE, record, settings)}
     width, refined = None, run.record_if_current(FISSURE_STAGE)
     if refined is not None:
         of_fissures = FissureSettings(**refined["settings"]["fissures"])
         networks.fissures = trained_fissures(of_fissures, run.folder(FISSURE_STAGE))
-        width, about[FISSURE_STAGE] = of_fissures.width, _about(run, refined, of_fissures)
+        width, about[FISSURE_STAGE] = of_fissures.width, _about(run, FISSURE_STAGE, refined, of_fissures)
     return LobePart(to_safetensors(_contiguous(networks)), lobe_description(settings, fissure_width=width), about)
 
 
-def _about(run: Run, record: dict[str, Any], settings: LobeSettings | FissureSettings) -> dict[str, Any]:
+def _about(run: Run, stage: str, record: dict[str, Any], settings: LobeSettings | FissureSettings) -> dict[str, Any]:
     """What a model says of how a stage trained a network for lobes; no path of this machine."""
     recorded = {name: record[name] for name in ("seed", "data_sha256", "results", "environment")}
-    trained = settings.model_dump(mode="json", exclude=PLACES[LOBE_STAGE])
+    trained = settings.model_dump(mode="json", exclude=PLACES[stage])
     return {"data": run.config.export.lobe_data, **recorded, "settings": trained}
 
 
