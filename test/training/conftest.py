@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +70,19 @@ def with_caches(ready: Run) -> Callable[[Path], Path]:
         for stage in (PREPARE, VESSELS):
             (directory / stage.name).symlink_to(ready.directory / stage.name)
         return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def start_from() -> Callable[..., Run]:
+    """Make a run in another directory of which a stage begins with a model's network."""
+
+    def make(run: Run, stage: str, directory: Path, model: Path, **values: Any) -> Run:
+        settings = run.config.model_dump(mode="json")
+        settings[stage] |= {"start_from": str(model), **values}
+        config = TrainingConfig.model_validate_json(json.dumps(settings))
+        return replace(run, config=config, directory=directory)
 
     return make
 

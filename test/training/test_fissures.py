@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from safetensors.torch import save as to_safetensors
 from algorithm.errors import InputError
 from algorithm.fissures import lobe_borders
 from algorithm.model import LobeNetworks, find_model, load_model, sha256
+from algorithm.network import UNet3D
 from training.fissures import BORDERS, BorderedScan, new_network, random_patch, trained, write_borders
 from training.lobe_scans import LobeScan, read_lobe_scan
 from training.lobes import description as lobe_description
@@ -53,7 +54,7 @@ def test_stage_is_judged_by_the_lobes_of_the_validation_cases_beside_those_as_th
 def test_the_network_learns(done: Run) -> None:
     settings = done.config.fissures
     torch.manual_seed(done.config.seed)
-    before, after = new_network(settings), trained(settings, done.folder("fissures"))
+    before, after = new_network(settings), trained_of(done)
     assert any(not torch.equal(after.state_dict()[name], value) for name, value in before.state_dict().items())
     assert after.padding == "valid"
 
@@ -64,7 +65,7 @@ def model(done: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "model"
     shutil.copytree(find_model(), directory)
     chest = trained_chest(done.config.lobes, done.folder("lobes"))
-    networks = LobeNetworks(chest, trained(done.config.fissures, done.folder("fissures")))
+    networks = LobeNetworks(chest, trained_of(done))
     weights = to_safetensors({name: value.contiguous() for name, value in networks.state_dict().items()})
     (directory / "lobes.safetensors").write_bytes(weights)
     about = json.loads((directory / "model.json").read_text())
@@ -75,34 +76,29 @@ def model(done: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def start_from(done: Run, directory: Path, model: Path, **values: Any) -> Run:
-    """A run with the lobe network of another, that begins with a model's network for fissures."""
-    shutil.copytree(done.folder("lobes"), directory / "lobes")
-    fissures = {**done.config.fissures.model_dump(mode="json"), "start_from": str(model), **values}
-    config = TrainingConfig.model_validate_json(
-        json.dumps({**done.config.model_dump(mode="json"), "fissures": fissures})
-    )
-    return replace(done, config=config, directory=directory)
+@pytest.fixture
+def begun(done: Run, start_from: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
+    """Make a run with the lobe network of `done`, that begins with a model's network for fissures."""
+    shutil.copytree(done.folder("lobes"), tmp_path / "lobes")
+    return partial(start_from, done, "fissures", tmp_path)
 
 
-def test_training_may_begin_with_the_network_of_a_model(done: Run, model: Path, tmp_path: Path) -> None:
-    run = start_from(done, tmp_path, model, steps=1, learning_rate=1e-9)
+def trained_of(run: Run) -> UNet3D:
+    return trained(run.config.fissures, run.folder("fissures"))
+
+
+def test_training_may_begin_with_the_network_of_a_model(done: Run, begun: Callable[..., Run], model: Path) -> None:
+    run = begun(model, steps=1, learning_rate=1e-9)
     execute(run, FISSURES)
-    theirs, ours = (
-        trained(done.config.fissures, done.folder("fissures")),
-        trained(run.config.fissures, run.folder("fissures")),
-    )
+    theirs, ours = trained_of(done), trained_of(run)
     weights = dict(ours.named_parameters())
     assert all(torch.allclose(weights[name], value, atol=1e-6) for name, value in theirs.named_parameters())
 
 
-def test_no_steps_take_the_network_of_a_model_as_it_is(done: Run, model: Path, tmp_path: Path) -> None:
-    run = start_from(done, tmp_path, model, steps=0)
+def test_no_steps_take_the_network_of_a_model_as_it_is(done: Run, begun: Callable[..., Run], model: Path) -> None:
+    run = begun(model, steps=0)
     execute(run, FISSURES)
-    theirs, ours = (
-        trained(done.config.fissures, done.folder("fissures")),
-        trained(run.config.fissures, run.folder("fissures")),
-    )
+    theirs, ours = trained_of(done), trained_of(run)
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
     results, before = run.record("fissures")["results"], done.record("fissures")["results"]
     assert {name: results[name] for name in before} == before
@@ -110,8 +106,8 @@ def test_no_steps_take_the_network_of_a_model_as_it_is(done: Run, model: Path, t
     assert results["started_from"] == {"lobe_weights_sha256": weights, "seed": 4}
 
 
-def test_a_model_to_start_from_must_have_the_same_network(done: Run, tmp_path: Path) -> None:
-    run = start_from(done, tmp_path, find_model())
+def test_a_model_to_start_from_must_have_the_same_network(begun: Callable[..., Run]) -> None:
+    run = begun(find_model())
     with pytest.raises(InputError, match=r"fissures\.start_from: .* has .*, expected fissure_width 1, spacing_mm 8"):
         execute(run, FISSURES)
     with pytest.raises(ValueError, match="steps: got 0 without start_from"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,21 +101,17 @@ def test_stage_lowers_the_loss_of_what_it_has_seen(trained: Run) -> None:
     assert losses[1] < 0.99 * losses[0]
 
 
-def start_from(run: Run, directory: Path, model: Path, **values: Any) -> Run:
-    lobes = {**run.config.lobes.model_dump(mode="json"), "start_from": str(model), **values}
-    config = TrainingConfig.model_validate_json(json.dumps({**run.config.model_dump(mode="json"), "lobes": lobes}))
-    return replace(run, config=config, directory=directory)
-
-
 def as_of_model(model: Path) -> dict[str, Any]:
     """The settings that a model's lobe network was built with."""
     theirs = json.loads((model / "model.json").read_text())["lobe_network"]
     return {name: theirs[name] for name in ("width", "spacing_mm", "fold", "window_hu")}
 
 
-def test_training_may_begin_with_the_network_of_a_model(trained: Run, tmp_path: Path) -> None:
+def test_training_may_begin_with_the_network_of_a_model(
+    trained: Run, start_from: Callable[..., Run], tmp_path: Path
+) -> None:
     model = find_model()
-    run = start_from(trained, tmp_path, model, **as_of_model(model), steps=1, learning_rate=1e-9)
+    run = start_from(trained, STAGE.name, tmp_path, model, **as_of_model(model), steps=1, learning_rate=1e-9)
     execute(run, STAGE)
     theirs = load_model(model).lobe_networks
     ours = trained_network(run.config.lobes, run.folder("lobes"))
@@ -126,9 +123,11 @@ def test_training_may_begin_with_the_network_of_a_model(trained: Run, tmp_path: 
     assert began == {"lobe_weights_sha256": description.files["lobes.safetensors"], **description.training["lobes"]}
 
 
-def test_no_steps_take_the_network_of_a_model_as_it_is(trained: Run, tmp_path: Path) -> None:
+def test_no_steps_take_the_network_of_a_model_as_it_is(
+    trained: Run, start_from: Callable[..., Run], tmp_path: Path
+) -> None:
     model = find_model()
-    run = start_from(trained, tmp_path, model, **as_of_model(model), steps=0)
+    run = start_from(trained, STAGE.name, tmp_path, model, **as_of_model(model), steps=0)
     execute(run, STAGE)
     theirs = load_model(model).lobe_networks
     ours = trained_network(run.config.lobes, run.folder("lobes"))
@@ -142,10 +141,10 @@ def test_no_steps_and_no_network_are_refused() -> None:
         LobeSettings(steps=0)
 
 
-def test_other_weights_to_start_from_are_noticed(trained: Run, tmp_path: Path) -> None:
+def test_other_weights_to_start_from_are_noticed(trained: Run, start_from: Callable[..., Run], tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(find_model(), model)
-    run = start_from(trained, tmp_path, model, **as_of_model(model), steps=1)
+    run = start_from(trained, STAGE.name, tmp_path, model, **as_of_model(model), steps=1)
     execute(run, STAGE)
     with (model / "lobes.safetensors").open("ab") as file:
         file.write(b" ")
@@ -153,11 +152,15 @@ def test_other_weights_to_start_from_are_noticed(trained: Run, tmp_path: Path) -
         execute(run, STAGE)
 
 
-def test_a_model_to_start_from_must_have_the_same_network(trained: Run, tmp_path: Path) -> None:
+def test_a_model_to_start_from_must_have_the_same_network(
+    trained: Run, start_from: Callable[..., Run], tmp_path: Path
+) -> None:
     model = find_model()
     width = as_of_model(model)["width"] + 1
     with pytest.raises(InputError, match=rf"lobes\.start_from: .* has .*, expected .*width={width}"):
-        execute(start_from(trained, tmp_path / "one", model, **{**as_of_model(model), "width": width}), STAGE)
+        execute(
+            start_from(trained, STAGE.name, tmp_path / "one", model, **{**as_of_model(model), "width": width}), STAGE
+        )
     without = tmp_path / "model"
     shutil.copytree(model, without)
     description = json.loads((without / "model.json").read_text())
@@ -166,9 +169,9 @@ def test_a_model_to_start_from_must_have_the_same_network(trained: Run, tmp_path
     (without / "model.json").write_text(json.dumps(description))
     (without / "lobes.safetensors").unlink()
     with pytest.raises(InputError, match="has no lobe network, expected"):
-        execute(start_from(trained, tmp_path / "two", without), STAGE)
+        execute(start_from(trained, STAGE.name, tmp_path / "two", without), STAGE)
     with pytest.raises(InputError, match="nowhere"):
-        execute(start_from(trained, tmp_path / "three", tmp_path / "nowhere"), STAGE)
+        execute(start_from(trained, STAGE.name, tmp_path / "three", tmp_path / "nowhere"), STAGE)
 
 
 def test_needs_training_cases(trained: Run, tmp_path: Path) -> None:
